@@ -1,0 +1,205 @@
+/*
+ * Kvasir's C ABI: an adaptive, ragged KV cache under unmodified llama.cpp.
+ *
+ * Every function is noexcept. Functions that can fail return a kvasir_status and leave a text for the calling thread in
+ * kvasir_last_error(). Pointers that are handed out stay valid until the object that they belong to is freed.
+ *
+ * Terms: a *cell* is llama.cpp's index of a token in a KV cache, a *slot* is the place of that token in the store of one
+ * (layer, stream, KV head). Without eviction slot and cell agree for one sequence; afterwards every head has its own slots.
+ *
+ * Threads: one cache belongs to one llama_context and must be used by one thread at a time, never during kvasir_decode.
+ */
+#ifndef KVASIR_H
+#define KVASIR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define KVASIR_API __declspec(dllexport)
+#else
+#define KVASIR_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+#define KVASIR_NOEXCEPT noexcept
+extern "C" {
+#else
+#define KVASIR_NOEXCEPT
+#endif
+
+#define KVASIR_ABI_VERSION 1
+
+struct llama_model;
+struct llama_context;
+struct llama_model_params;
+struct llama_context_params;
+struct llama_batch;
+struct ggml_backend_device;
+
+enum kvasir_status {
+    KVASIR_OK               = 0,
+    KVASIR_INVALID_ARGUMENT = 1,
+    KVASIR_UNSUPPORTED      = 2, // a feature of the model or of the options that the store has no path for
+    KVASIR_OUT_OF_MEMORY    = 3,
+    KVASIR_NOT_INTERCEPTED  = 4, // a KV layer of the model is not held by the store: nothing would be saved
+    KVASIR_INCOMPATIBLE     = 5, // the loaded ggml or llama.cpp is not the one that this library was built for
+    KVASIR_FAILED           = 6  // llama.cpp reported a failure; the text says which
+};
+
+// Which code computes attention over the store.
+enum kvasir_attention {
+    KVASIR_ATTENTION_NATIVE   = 0, // Kvasir's own kernels for the device
+    KVASIR_ATTENTION_PORTABLE = 1  // ggml's FLASH_ATTN_EXT of the inner backend, one call per KV head
+};
+
+struct kvasir_cache; // the store of one llama_context
+
+/* ---- library ---- */
+
+KVASIR_API uint32_t     kvasir_abi_version(void) KVASIR_NOEXCEPT;
+KVASIR_API const char * kvasir_last_error(void) KVASIR_NOEXCEPT;
+// the llama.cpp version whose internal structs this library was compiled against, for example "v0.5.0"
+KVASIR_API const char * kvasir_llama_version(void) KVASIR_NOEXCEPT;
+// the instruction set that the CPU kernels run with on this machine: "avx512", "avx2", "neon" or "baseline"
+KVASIR_API const char * kvasir_cpu_kernels(void) KVASIR_NOEXCEPT;
+// resolves ggml and llama.cpp among the loaded libraries, and checks by a tiny graph that their structs are the expected ones
+KVASIR_API enum kvasir_status kvasir_init(void) KVASIR_NOEXCEPT;
+
+/* ---- devices, models, contexts ---- */
+
+// the proxy of a registered ggml device ("CPU", "CUDA0", ...), to be put into llama_model_params.devices
+KVASIR_API enum kvasir_status kvasir_device(const char * inner_name, struct ggml_backend_device ** device) KVASIR_NOEXCEPT;
+
+// llama_model_load_from_file behind a wall for C++ exceptions
+KVASIR_API enum kvasir_status kvasir_model_load(const char * path, const struct llama_model_params * params, struct llama_model ** model) KVASIR_NOEXCEPT;
+
+// llama_init_from_model behind the same wall. With cache != NULL the context must keep its whole KV cache in the store:
+// otherwise the context is freed again and KVASIR_NOT_INTERCEPTED or KVASIR_UNSUPPORTED names the layer or the operation.
+// cache == NULL: a plain llama.cpp context.
+KVASIR_API enum kvasir_status kvasir_context_new(struct llama_model * model, const struct llama_context_params * params,
+        enum kvasir_attention attention, struct llama_context ** context, struct kvasir_cache ** cache) KVASIR_NOEXCEPT;
+// frees the context and then its cache (which may be NULL)
+KVASIR_API void kvasir_context_free(struct llama_context * context, struct kvasir_cache * cache) KVASIR_NOEXCEPT;
+
+// llama_decode behind the wall; *result is llama_decode's own return value (0 ok, 1 no room, 2 aborted, < 0 error)
+KVASIR_API enum kvasir_status kvasir_decode(struct llama_context * context, const struct llama_batch * batch, int32_t * result) KVASIR_NOEXCEPT;
+
+/* ---- chat templates ---- */
+
+struct kvasir_chat_message {
+    const char * role;
+    const char * content;
+};
+
+// 1 when the model's own Jinja template can be rendered by libllama-common, 0 when only llama.cpp's built-in list is there
+KVASIR_API int32_t kvasir_chat_has_jinja(void) KVASIR_NOEXCEPT;
+// Renders the messages with the model's template. *length receives the bytes of the whole text (without a terminating zero);
+// when it is larger than size, buffer holds the first size bytes: call again with a larger one.
+KVASIR_API enum kvasir_status kvasir_chat_apply(const struct llama_model * model, const struct kvasir_chat_message * messages, size_t n_messages,
+        int32_t add_assistant, char * buffer, size_t size, size_t * length) KVASIR_NOEXCEPT;
+
+/* ---- the store ---- */
+
+struct kvasir_layer_info {
+    int32_t layer;        // the model's layer index
+    int32_t n_stream;
+    int32_t n_cells;      // cells of one stream
+    int32_t n_head;       // query heads
+    int32_t n_head_kv;
+    int32_t head_dim_k;
+    int32_t head_dim_v;
+    int32_t type_k;       // enum ggml_type
+    int32_t type_v;
+    int32_t n_swa;        // 1 when the layer belongs to the smaller cache of a sliding-window model
+    int64_t slot_bytes;   // K and V bytes of one slot of one KV head
+};
+
+// What the store holds for one (layer, stream, KV head). The arrays have n_cells entries, the first *n_slots of which are
+// valid; the addresses never change, so they can be read again after every decode without another call.
+struct kvasir_head_view {
+    const int32_t * n_slots;
+    const int32_t * cell;         // [slot] llama.cpp's cell
+    const int32_t * pos;          // [slot] the token's position in its sequence
+    const float   * score;        // [slot] attention accumulated over all queries since tracking began; mean over the query group
+    const int32_t * slot_plus_1;  // [cell] the slot that holds the cell, plus 1; 0 when the head does not hold it
+};
+
+struct kvasir_bytes {
+    int64_t slots;          // slots held, over all layers, streams and KV heads
+    int64_t kept_bytes;     // K and V bytes of those slots
+    int64_t resident_bytes; // bytes of memory pages that the store occupies (K, V and the slot tables)
+    int64_t full_bytes;     // K and V bytes that llama.cpp would have allocated for this context
+};
+
+struct kvasir_eviction {
+    int32_t layer;  // index into the cache's layers, not the model's
+    int32_t stream;
+    int32_t head;
+    int32_t slot;
+};
+
+KVASIR_API int32_t kvasir_cache_n_layers(const struct kvasir_cache * cache) KVASIR_NOEXCEPT;
+// layer: 0 .. n_layers - 1, ascending by the model's layer index
+KVASIR_API enum kvasir_status kvasir_cache_layer(const struct kvasir_cache * cache, int32_t layer, struct kvasir_layer_info * info) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_cache_head(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, struct kvasir_head_view * view) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_cache_bytes(const struct kvasir_cache * cache, struct kvasir_bytes * bytes) KVASIR_NOEXCEPT;
+
+// keeps the given slots (ascending), in their order, drops the rest and returns the memory
+KVASIR_API enum kvasir_status kvasir_cache_keep(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, const int32_t * slots, int32_t n_slots) KVASIR_NOEXCEPT;
+// drops single slots, many heads in one call. Evictions are carried out in order; each moves the head's last slot into the
+// hole, so two evictions of one head must name the higher slot first.
+KVASIR_API enum kvasir_status kvasir_cache_evict(struct kvasir_cache * cache, const struct kvasir_eviction * evictions, int32_t n_evictions) KVASIR_NOEXCEPT;
+// drops every slot of a stream whose cell is >= first_cell (after llama_memory_seq_rm of a tail)
+KVASIR_API enum kvasir_status kvasir_cache_truncate(struct kvasir_cache * cache, int32_t stream, int32_t first_cell) KVASIR_NOEXCEPT;
+// the rows of one head as floats, [n_slots][head_dim]; k or v may be NULL
+KVASIR_API enum kvasir_status kvasir_cache_read(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, float * k, float * v) KVASIR_NOEXCEPT;
+// the Euclidean norm of every value row of one head, [n_slots]
+KVASIR_API enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, float * norms) KVASIR_NOEXCEPT;
+
+/* ---- the statistic ---- */
+
+struct kvasir_statistic_params {
+    // Bucket b accumulates the weights of keys at distance d = position(query) - position(key) with
+    // bounds[b - 1] <= d < bounds[b] (bounds[-1] = 0); one more bucket takes d >= bounds[n_bounds - 1].
+    // bounds must ascend and be > 0.
+    const int32_t * bounds;
+    int32_t         n_bounds;
+    // a second array: column sums over the queries at position >= recent_from only; -1: none
+    int32_t         recent_from;
+    // 0: one row of sums per KV head, averaged over its query heads; 1: one row per query head
+    int32_t         per_query_head;
+};
+
+// starts (or starts again, from zero) the statistic of every layer and head
+KVASIR_API enum kvasir_status kvasir_statistic_start(struct kvasir_cache * cache, const struct kvasir_statistic_params * params) KVASIR_NOEXCEPT;
+// ends it and frees its memory; the column totals become the heads' scores
+KVASIR_API enum kvasir_status kvasir_statistic_stop(struct kvasir_cache * cache) KVASIR_NOEXCEPT;
+// The sums of one head since the start: buckets [rows][n_bounds + 1][n_slots], recent [rows][n_slots] (either may be NULL),
+// with rows = 1, or the query heads of the group. *n_queries: how many queries (tokens) were counted.
+KVASIR_API enum kvasir_status kvasir_statistic_read(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head,
+        float * buckets, float * recent, int64_t * n_queries) KVASIR_NOEXCEPT;
+// whether the head's score goes on being accumulated by every query (on by default: 0)
+KVASIR_API enum kvasir_status kvasir_cache_track(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, int32_t on) KVASIR_NOEXCEPT;
+
+/* ---- measurement ---- */
+
+struct kvasir_timings {
+    int64_t graphs;        // graphs computed
+    int64_t graph_ns;      // in graph_compute, all of it
+    int64_t attention_ns;  // in FLASH_ATTN_EXT over the store
+    int64_t append_ns;     // in SET_ROWS into the store
+    int64_t prepare_ns;    // on the calling thread, before the graph runs
+};
+
+KVASIR_API enum kvasir_status kvasir_cache_timings(struct kvasir_cache * cache, struct kvasir_timings * timings, int32_t reset) KVASIR_NOEXCEPT;
+
+/* ---- struct layout self-test, for bindings: sizeof of the struct of that name, or 0 ---- */
+
+KVASIR_API size_t kvasir_sizeof(const char * struct_name) KVASIR_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
