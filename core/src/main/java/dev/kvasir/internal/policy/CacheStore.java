@@ -1,0 +1,88 @@
+package dev.kvasir.internal.policy;
+
+/**
+ * The slots of one sequence, as the policies see and change them: per layer and KV head a dense array of slots, each
+ * holding one token. Without evictions the slots are in the order of the tokens; an eviction moves the head's last slot
+ * into the hole.
+ *
+ * <p>{@code layer} is always an index into the store's layers, {@code 0 .. layers() - 1}, not the model's layer index.
+ * Nothing here allocates, except where said. One thread at a time, never while the model is evaluated.
+ */
+public interface CacheStore {
+
+  /** Layers with a KV cache, ascending by the model's layer index. */
+  int layers();
+
+  /** The shape of a layer; the same object each time. */
+  LayerShape shape(int layer);
+
+  /** Slots that the head holds now. */
+  int slots(int layer, int head);
+
+  /** True position of the token in a slot. */
+  int position(int layer, int head, int slot);
+
+  /** llama.cpp's cell of the token in a slot. */
+  int cell(int layer, int head, int slot);
+
+  /** Attention that the token in a slot received since tracking began, averaged over the query group. */
+  float score(int layer, int head, int slot);
+
+  /** The slot that holds a cell's token, or -1. */
+  int slotOfCell(int layer, int head, int cell);
+
+  /** Copies the first {@code count} entries of the head's positions. */
+  void readPositions(int layer, int head, int[] into, int count);
+
+  /** Copies the first {@code count} entries of the head's cells. */
+  void readCells(int layer, int head, int[] into, int count);
+
+  /** Copies the first {@code count} entries of the head's scores. */
+  void readScores(int layer, int head, float[] into, int count);
+
+  /**
+   * Euclidean norms of the value rows of {@code count} slots from {@code first} on, written to {@code into[0 ..
+   * count)}.
+   */
+  void valueNorms(int layer, int head, int first, int count, float[] into);
+
+  /** Keeps the first {@code count} of the given slots (ascending), drops the others and returns their memory. */
+  void keep(int layer, int head, int[] slots, int count);
+
+  /**
+   * Queues the eviction of one slot. Slots are meant as they are before {@link #flushEvictions()}; several evictions of
+   * one head must be added in descending order of their slots.
+   */
+  void addEviction(int layer, int head, int slot);
+
+  /** Carries out the queued evictions, all in one native call; does nothing when there are none. */
+  void flushEvictions();
+
+  /** Whether the head's scores go on being accumulated by every query. Off at first. */
+  void track(int layer, int head, boolean on);
+
+  /**
+   * Starts the statistic of all heads from zero. Bucket b receives the attention weights at distances {@code d =
+   * position(query) - position(key)} with {@code bounds[b - 1] <= d < bounds[b]}, and one more bucket those from the
+   * last bound on.
+   *
+   * @param bounds ascending, positive
+   * @param perQueryHead one row of sums per query head, instead of one per KV head averaged over its query heads
+   */
+  void startStatistic(int[] bounds, boolean perQueryHead);
+
+  /** Ends the statistic and frees its memory; the column totals become the heads' scores. */
+  void stopStatistic();
+
+  /**
+   * Reads one head's sums: {@code [rows][bounds + 1][slots]}, row-major, with as many rows as query heads when the
+   * statistic was started per query head, else one.
+   */
+  void readStatistic(int layer, int head, float[] into);
+
+  /** Bytes of memory pages that the store occupies now (keys, values and slot tables). */
+  long residentBytes();
+
+  /** K and V bytes that an unmodified llama.cpp would have allocated for the context. */
+  long fullBytes();
+}
