@@ -1,0 +1,152 @@
+package dev.kvasir.bindings;
+
+import dev.kvasir.bindings.generated.NativeApi;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The native libraries of this process: ggml, llama.cpp and Kvasir's own. They are taken from the directory that the system
+ * property {@value #PATH_PROPERTY} or the environment variable {@value #PATH_VARIABLE} names, otherwise from the native jar
+ * on the class path or module path, which is extracted once into the per-user cache.
+ *
+ * <p>{@link #load()} must return before anything of {@link NativeApi} is called: the generated code looks its symbols up among
+ * the libraries that its class loader has loaded. ggml's backends are not loaded here, since that writes to ggml's log;
+ * {@code ggml_backend_load_all_from_path(directory())} does it.
+ */
+public final class NativeLibraries {
+  /** The system property that names a directory with all libraries. */
+  public static final String PATH_PROPERTY = "kvasir.library.path";
+
+  /** The environment variable that names it where the system property is not set. */
+  public static final String PATH_VARIABLE = "KVASIR_LIBRARY_PATH";
+
+  // Dependencies first: then every one is found, whatever its run path says.
+  private static final List<String> LOAD_ORDER = List.of("ggml-base", "ggml", "llama", "kvasir");
+
+  private static @Nullable NativeLibraries loaded;
+
+  private final Path directory;
+
+  private NativeLibraries(Path directory) {
+    this.directory = directory;
+  }
+
+  /**
+   * Loads the libraries, or returns those that are loaded already. May be called by any thread.
+   *
+   * @throws NativeLoadException if they cannot be found or loaded, or are not the version that these bindings are for; another
+   *     call tries again
+   */
+  public static synchronized NativeLibraries load() {
+    if (loaded == null) {
+      Platform platform = Platform.current();
+      Path directory = locate(platform);
+      for (Path library : find(platform, directory)) {
+        load(library);
+      }
+      checkAbi(directory, NativeApi.kvasir_abi_version(), NativeApi.KVASIR_ABI_VERSION());
+      loaded = new NativeLibraries(directory);
+    }
+    return loaded;
+  }
+
+  /** The directory that the libraries were loaded from, ggml's backends among them. */
+  public Path directory() {
+    return directory;
+  }
+
+  private static Path locate(Platform platform) {
+    String given = System.getProperty(PATH_PROPERTY, System.getenv(PATH_VARIABLE));
+    if (given != null && !given.isBlank()) {
+      return Path.of(given).toAbsolutePath().normalize();
+    }
+    return NativeBundle.find(platform, NativeLibraries.class.getClassLoader())
+        .orElseThrow(
+            () ->
+                new NativeLoadException(
+                    "No native libraries for "
+                        + platform.classifier()
+                        + " on the class path or module path. Add the artifact dev.kvasir:kvasir-native with the"
+                        + " classifier "
+                        + platform.classifier()
+                        + " (on the module path also --add-modules dev.kvasir.natives), or name a directory that holds"
+                        + " the libraries by -D"
+                        + PATH_PROPERTY
+                        + "=DIR."))
+        .extract(CacheDirectory.path().resolve("native"));
+  }
+
+  /** The libraries of a directory in the order in which they are to be loaded. */
+  static List<Path> find(Platform platform, Path directory) {
+    List<Path> files;
+    try (Stream<Path> list = Files.list(directory)) {
+      files = list.sorted().toList();
+    } catch (IOException e) {
+      throw new NativeLoadException(
+          "The library directory " + directory + " cannot be read (" + e + "). Check -D" + PATH_PROPERTY + ".", e);
+    }
+    List<Path> libraries = new ArrayList<>();
+    for (String name : LOAD_ORDER) {
+      Pattern pattern = Pattern.compile(platform.libraryPattern(name));
+      libraries.add(
+          files.stream()
+              .filter(file -> pattern.matcher(file.getFileName().toString()).matches())
+              .findFirst()
+              .orElseThrow(
+                  () ->
+                      new NativeLoadException(
+                          "The library directory "
+                              + directory
+                              + " holds no "
+                              + name
+                              + " library (a file whose name matches "
+                              + pattern
+                              + "). Check -D"
+                              + PATH_PROPERTY
+                              + ".")));
+    }
+    return libraries;
+  }
+
+  private static void load(Path library) {
+    try {
+      System.load(library.toString());
+    } catch (IllegalCallerException e) {
+      Module module = NativeLibraries.class.getModule();
+      throw new NativeLoadException(
+          "Java denies native access to Kvasir. Start it with --enable-native-access="
+              + (module.isNamed() ? module.getName() : "ALL-UNNAMED")
+              + ".",
+          e);
+    } catch (UnsatisfiedLinkError e) {
+      throw new NativeLoadException(
+          "The library "
+              + library
+              + " cannot be loaded: "
+              + e.getMessage()
+              + ". All libraries must be for this machine ("
+              + Platform.current().classifier()
+              + ") and of one build; another class loader of this process must not have loaded them.",
+          e);
+    }
+  }
+
+  static void checkAbi(Path directory, int found, int expected) {
+    if (found != expected) {
+      throw new NativeLoadException(
+          "The kvasir library in "
+              + directory
+              + " has ABI version "
+              + found
+              + ", these bindings are for version "
+              + expected
+              + ". Use the kvasir-native and kvasir-bindings artifacts of one version.");
+    }
+  }
+}
