@@ -1,12 +1,13 @@
 package dev.kvasir.internal.policy;
 
 /**
- * The slots of one sequence, as the policies see and change them: per layer and KV head a dense array of slots, each
- * holding one token. Without evictions the slots are in the order of the tokens; an eviction moves the head's last slot
- * into the hole.
+ * The slots of one sequence, as the policies see and change them: per layer and KV head a dense
+ * array of slots, each holding one token. Without evictions the slots are in the order of the
+ * tokens; an eviction moves the head's last slot into the hole.
  *
- * <p>{@code layer} is always an index into the store's layers, {@code 0 .. layers() - 1}, not the model's layer index.
- * Nothing here allocates, except where said. One thread at a time, never while the model is evaluated.
+ * <p>{@code layer} is always an index into the store's layers, {@code 0 .. layers() - 1}, not the
+ * model's layer index. Nothing here allocates, except where said. One thread at a time, never while
+ * the model is evaluated.
  */
 public interface CacheStore {
 
@@ -25,7 +26,10 @@ public interface CacheStore {
   /** llama.cpp's cell of the token in a slot. */
   int cell(int layer, int head, int slot);
 
-  /** Attention that the token in a slot received since tracking began, averaged over the query group. */
+  /**
+   * Attention that the token in a slot received since tracking began, averaged over the query
+   * group.
+   */
   float score(int layer, int head, int slot);
 
   /** The slot that holds a cell's token, or -1. */
@@ -41,17 +45,20 @@ public interface CacheStore {
   void readScores(int layer, int head, float[] into, int count);
 
   /**
-   * Euclidean norms of the value rows of {@code count} slots from {@code first} on, written to {@code into[0 ..
-   * count)}.
+   * Euclidean norms of the value rows of {@code count} slots from {@code first} on, written to
+   * {@code into[0 .. count)}.
    */
   void valueNorms(int layer, int head, int first, int count, float[] into);
 
-  /** Keeps the first {@code count} of the given slots (ascending), drops the others and returns their memory. */
+  /**
+   * Keeps the first {@code count} of the given slots (ascending), drops the others and returns
+   * their memory.
+   */
   void keep(int layer, int head, int[] slots, int count);
 
   /**
-   * Queues the eviction of one slot. Slots are meant as they are before {@link #flushEvictions()}; several evictions of
-   * one head must be added in descending order of their slots.
+   * Queues the eviction of one slot. Slots are meant as they are before {@link #flushEvictions()};
+   * several evictions of one head must be added in descending order of their slots.
    */
   void addEviction(int layer, int head, int slot);
 
@@ -62,12 +69,13 @@ public interface CacheStore {
   void track(int layer, int head, boolean on);
 
   /**
-   * Starts the statistic of all heads from zero. Bucket b receives the attention weights at distances {@code d =
-   * position(query) - position(key)} with {@code bounds[b - 1] <= d < bounds[b]}, and one more bucket those from the
-   * last bound on.
+   * Starts the statistic of all heads from zero. Bucket b receives the attention weights at
+   * distances {@code d = position(query) - position(key)} with {@code bounds[b - 1] <= d <
+   * bounds[b]}, and one more bucket those from the last bound on.
    *
    * @param bounds ascending, positive
-   * @param perQueryHead one row of sums per query head, instead of one per KV head averaged over its query heads
+   * @param perQueryHead one row of sums per query head, instead of one per KV head averaged over
+   *     its query heads
    */
   void startStatistic(int[] bounds, boolean perQueryHead);
 
@@ -75,8 +83,8 @@ public interface CacheStore {
   void stopStatistic();
 
   /**
-   * Reads one head's sums: {@code [rows][bounds + 1][slots]}, row-major, with as many rows as query heads when the
-   * statistic was started per query head, else one.
+   * Reads one head's sums: {@code [rows][bounds + 1][slots]}, row-major, with as many rows as query
+   * heads when the statistic was started per query head, else one.
    */
   void readStatistic(int layer, int head, float[] into);
 

@@ -10,8 +10,8 @@ package dev.kvasir.internal.policy;
  * @param valueDim elements of a value row
  * @param slotBytes K and V bytes of one slot of one KV head
  * @param cells tokens that the layer's cache can hold
- * @param sliding whether the layer belongs to the smaller cache of a sliding-window model, which reuses the cells of
- *     tokens that no later query can see
+ * @param sliding whether the layer belongs to the smaller cache of a sliding-window model, which
+ *     reuses the cells of tokens that no later query can see
  */
 public record LayerShape(
     int layer,

@@ -13,7 +13,8 @@ public interface TokenKinds {
   byte PUNCTUATION = 2;
 
   /**
-   * The kind of a vocabulary entry. Called once per token of the sequence, also during decode: an array lookup.
+   * The kind of a vocabulary entry. Called once per token of the sequence, also during decode: an
+   * array lookup.
    *
    * @param token a token id
    * @return {@link #OTHER}, {@link #SPECIAL} or {@link #PUNCTUATION}
@@ -21,8 +22,9 @@ public interface TokenKinds {
   byte kindOf(int token);
 
   /**
-   * The chat template's marker sequences, for example the tokens of {@code <|im_start|>assistant\n}: wherever one
-   * occurs in the token stream, all of its tokens are special. Read once.
+   * The chat template's marker sequences, for example the tokens of {@code
+   * <|im_start|>assistant\n}: wherever one occurs in the token stream, all of its tokens are
+   * special. Read once.
    */
   int[][] markers();
 }
