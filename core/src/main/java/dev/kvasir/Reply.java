@@ -1,0 +1,239 @@
+package dev.kvasir;
+
+import dev.kvasir.internal.llama.ChatMessage;
+import dev.kvasir.internal.llama.Vocabulary;
+import dev.kvasir.internal.text.StopMatcher;
+import dev.kvasir.internal.text.Utf8Assembler;
+import java.util.Iterator;
+import java.util.NoSuchElementException;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * An answer while it is generated: pieces of text, each made of whole code points. It can be iterated once. The prompt is
+ * prefilled when the first piece is asked for.
+ *
+ * <p>Apart from {@link #cancel()}, a reply follows the threading rule of its session.
+ */
+public final class Reply implements Iterable<String>, AutoCloseable {
+  private enum State {
+    NEW,
+    GENERATING,
+    ENDED
+  }
+
+  private final Session session;
+  private final int[] prompt;
+  private final @Nullable ChatMessage message;
+  private final int maxTokens;
+  private final Utf8Assembler utf8 = new Utf8Assembler();
+  private final StopMatcher stops;
+  private final StringBuilder decoded = new StringBuilder();
+  private final StringBuilder piece = new StringBuilder();
+  private final StringBuilder text = new StringBuilder();
+
+  private State state = State.NEW;
+  private boolean iterated;
+  private @Nullable StopReason stopReason;
+  private int generatedTokens;
+  private long prefillNanos;
+  private long decodeNanos;
+  private volatile boolean cancelled;
+
+  /**
+   * A reply that has not begun.
+   *
+   * @param prompt tokens to prefill, which fit into the context
+   * @param message that the prompt renders; null for a raw text
+   */
+  Reply(Session session, int[] prompt, @Nullable ChatMessage message, SessionOptions options) {
+    this.session = session;
+    this.prompt = prompt;
+    this.message = message;
+    this.maxTokens = options.maxTokens() == 0 ? Integer.MAX_VALUE : options.maxTokens();
+    this.stops = new StopMatcher(options.stopSequences());
+  }
+
+  /**
+   * The pieces. {@link Iterator#hasNext()} generates until there is text or the reply ends; both it and {@link
+   * Iterator#next()} throw {@link DecodeException} when llama.cpp fails, and {@link SessionStateException} as the
+   * session's methods do.
+   *
+   * @throws SessionStateException at the second call
+   */
+  @Override
+  public Iterator<String> iterator() {
+    if (iterated) {
+      throw new SessionStateException("A reply can be iterated once; its whole text is what text() returns.");
+    }
+    iterated = true;
+    return new Iterator<>() {
+      @Override
+      public boolean hasNext() {
+        if (stopReason == StopReason.CLOSED && piece.isEmpty()) {
+          throw new SessionStateException("The reply was closed before its end.");
+        }
+        return advance();
+      }
+
+      @Override
+      public String next() {
+        if (!hasNext()) {
+          throw new NoSuchElementException("the reply has ended");
+        }
+        return take();
+      }
+    };
+  }
+
+  /** Runs the reply to its end, and returns the whole text, pieces that were already read included. */
+  public String text() {
+    while (advance()) {
+      take();
+    }
+    return text.toString();
+  }
+
+  /**
+   * Ends the reply at the next token, or the prefill at the next operation. Any thread may call it. A cancelled prefill is
+   * rolled back: the session is as it was before the prompt (where a sliding window has already moved on, it is cleared).
+   * What was generated stays in the conversation.
+   */
+  public void cancel() {
+    cancelled = true;
+  }
+
+  /** Counts and times so far. */
+  public ReplyStatistics statistics() {
+    return new ReplyStatistics(
+        state == State.NEW ? 0 : prompt.length,
+        generatedTokens,
+        prefillNanos,
+        decodeNanos,
+        Optional.ofNullable(stopReason));
+  }
+
+  /**
+   * Ends the reply where it is; what was generated stays in the conversation, and the session can go on. A second call does
+   * nothing.
+   *
+   * @throws SessionStateException if another thread is inside the session
+   */
+  @Override
+  public void close() {
+    if (state != State.ENDED) {
+      session.enterReply(this);
+      try {
+        end(StopReason.CLOSED);
+      } finally {
+        session.exit();
+      }
+    }
+  }
+
+  /** As {@link #close()}, by a session that is being closed and whose guard the thread already holds. */
+  void abandon() {
+    end(StopReason.CLOSED);
+  }
+
+  private String take() {
+    String taken = piece.toString();
+    piece.setLength(0);
+    return taken;
+  }
+
+  /** Generates until there is text to hand out; false when the reply has ended and nothing is left. */
+  private boolean advance() {
+    if (!piece.isEmpty() || state == State.ENDED) {
+      return !piece.isEmpty();
+    }
+    session.enterReply(this);
+    try {
+      if (state == State.NEW) {
+        prefill();
+      }
+      long start = System.nanoTime();
+      while (state == State.GENERATING && piece.isEmpty()) {
+        step();
+      }
+      decodeNanos += System.nanoTime() - start;
+    } catch (RuntimeException | Error e) {
+      end(StopReason.CLOSED);
+      throw e;
+    } finally {
+      session.exit();
+    }
+    return !piece.isEmpty();
+  }
+
+  private void prefill() {
+    long start = System.nanoTime();
+    boolean done = session.prefill(prompt, () -> cancelled);
+    prefillNanos = System.nanoTime() - start;
+    if (done) {
+      state = State.GENERATING;
+      session.replyBegan(message);
+    } else {
+      end(StopReason.CANCELLED);
+    }
+  }
+
+  /** Decodes the token that was drawn last, and draws the next. */
+  private void step() {
+    if (cancelled) {
+      finish(StopReason.CANCELLED);
+    } else if (generatedTokens >= maxTokens) {
+      finish(StopReason.MAX_TOKENS);
+    } else if (!session.decodePending()) {
+      finish(StopReason.CONTEXT_FULL);
+    } else {
+      draw();
+    }
+  }
+
+  private void draw() {
+    int token = session.draw();
+    generatedTokens++;
+    Vocabulary vocabulary = session.vocabulary();
+    if (vocabulary.isEndOfGeneration(token)) {
+      finish(StopReason.END_OF_GENERATION);
+      return;
+    }
+    if (!vocabulary.isHidden(token)) {
+      decoded.setLength(0);
+      utf8.append(vocabulary.bytesOf(token), decoded);
+      emit();
+    }
+    if (stops.stopped()) {
+      end(StopReason.STOP_SEQUENCE);
+    } else {
+      session.hold(token);
+    }
+  }
+
+  private void emit() {
+    int from = piece.length();
+    stops.append(decoded, piece);
+    text.append(piece, from, piece.length());
+  }
+
+  /** Hands out what was held back, and ends. */
+  private void finish(StopReason reason) {
+    decoded.setLength(0);
+    utf8.finish(decoded);
+    emit();
+    int from = piece.length();
+    stops.finish(piece);
+    text.append(piece, from, piece.length());
+    end(reason);
+  }
+
+  private void end(StopReason reason) {
+    if (state != State.ENDED) {
+      boolean begun = state == State.GENERATING;
+      state = State.ENDED;
+      stopReason = reason;
+      session.replyEnded(begun ? message : null, text.toString());
+    }
+  }
+}

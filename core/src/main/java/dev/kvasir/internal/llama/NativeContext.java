@@ -1,0 +1,289 @@
+package dev.kvasir.internal.llama;
+
+import dev.kvasir.Attention;
+import dev.kvasir.DecodeException;
+import dev.kvasir.InvalidOptionException;
+import dev.kvasir.KvasirException;
+import dev.kvasir.SessionOptions;
+import dev.kvasir.UnsupportedModelException;
+import dev.kvasir.bindings.generated.NativeApi;
+import dev.kvasir.bindings.generated.ggml_abort_callback;
+import dev.kvasir.bindings.generated.llama_batch;
+import dev.kvasir.bindings.generated.llama_context_params;
+import dev.kvasir.internal.policy.CacheStore;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * A {@code llama_context} with one sequence, its batch, and its store. Holds its model. Used by one thread at a time; a decode step allocates nothing on the Java heap.
+ */
+public final class NativeContext implements AutoCloseable {
+  private static final int SEQUENCE = 0;
+
+  /** What {@code llama_decode} returns when the abort callback said so. */
+  private static final int ABORTED = 2;
+
+  private final NativeModel model;
+  private final Arena arena;
+  private final MemorySegment context;
+  private final MemorySegment cache;
+  private final MemorySegment memory;
+  private final @Nullable NativeCacheStore store;
+  private final int cells;
+  private final int capacity;
+  private final int batchSize;
+  private final int microBatchSize;
+
+  private final MemorySegment batch;
+  private final MemorySegment tokens;
+  private final MemorySegment positions;
+  private final MemorySegment outputs;
+  private final MemorySegment result;
+
+  private final MemorySegment abortStub;
+  private @Nullable BooleanSupplier abort;
+
+  /** How a batch ended. */
+  public enum Outcome {
+    DONE,
+    /** The abort condition held; a part of the batch may be in the memory. */
+    ABORTED
+  }
+
+  /**
+   * Creates the context.
+   *
+   * @param keyType ggml type of the keys
+   * @param valueType ggml type of the values
+   * @throws InvalidOptionException if llama.cpp refuses the options
+   * @throws UnsupportedModelException if the store has no path for the model
+   */
+  public NativeContext(NativeModel model, SessionOptions options, int keyType, int valueType) {
+    this.model = model;
+    model.hold();
+    Arena sessionArena = Arena.ofShared();
+    try {
+      MemorySegment[] made = create(model, options, keyType, valueType);
+      context = made[0];
+      cache = made[1];
+    } catch (RuntimeException e) {
+      sessionArena.close();
+      model.release();
+      throw e;
+    }
+    arena = sessionArena;
+    memory = NativeApi.llama_get_memory(context);
+    cells = NativeApi.llama_n_ctx(context);
+    capacity = options.contextSize() == 0 ? Math.min(cells, model.trainedContext()) : Math.min(cells, options.contextSize());
+    batchSize = NativeApi.llama_n_batch(context);
+    microBatchSize = NativeApi.llama_n_ubatch(context);
+    store = cache.address() == 0 ? null : new NativeCacheStore(cache, arena);
+    tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+    positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+    outputs = arena.allocate(ValueLayout.JAVA_BYTE, batchSize);
+    result = arena.allocate(ValueLayout.JAVA_INT);
+    batch = llama_batch.allocate(arena);
+    llama_batch.token(batch, tokens);
+    llama_batch.pos(batch, positions);
+    // Left out, the sequence of every token is 0.
+    llama_batch.n_seq_id(batch, MemorySegment.NULL);
+    llama_batch.seq_id(batch, MemorySegment.NULL);
+    llama_batch.embd(batch, MemorySegment.NULL);
+    llama_batch.logits(batch, outputs);
+    abortStub = ggml_abort_callback.allocate(this::shallAbort, arena);
+  }
+
+  private static MemorySegment[] create(NativeModel model, SessionOptions options, int keyType, int valueType) {
+    NativeLog.clearErrors();
+    try (Arena local = Arena.ofConfined()) {
+      MemorySegment params = NativeApi.llama_context_default_params(local);
+      int threads = options.threads() > 0 ? options.threads() : defaultThreads();
+      llama_context_params.n_ctx(params, options.contextSize() == 0 ? model.trainedContext() : options.contextSize());
+      llama_context_params.n_batch(params, options.batchSize());
+      llama_context_params.n_ubatch(params, Math.min(options.batchSize(), options.microBatchSize()));
+      llama_context_params.n_seq_max(params, 1);
+      llama_context_params.n_threads(params, threads);
+      llama_context_params.n_threads_batch(params, options.batchThreads() > 0 ? options.batchThreads() : threads);
+      llama_context_params.type_k(params, keyType);
+      llama_context_params.type_v(params, valueType);
+      llama_context_params.swa_full(params, false);
+      boolean flash = model.adaptive() || options.flashAttention();
+      llama_context_params.flash_attn_type(params, flash ? NativeApi.LLAMA_FLASH_ATTN_TYPE_ENABLED() : NativeApi.LLAMA_FLASH_ATTN_TYPE_DISABLED());
+      MemorySegment context = local.allocate(NativeApi.C_POINTER);
+      MemorySegment cache = local.allocate(NativeApi.C_POINTER);
+      int attention = options.attention() == Attention.PORTABLE ? NativeApi.KVASIR_ATTENTION_PORTABLE() : NativeApi.KVASIR_ATTENTION_NATIVE();
+      int status = NativeApi.kvasir_context_new(model.handle(), params, attention, context, model.adaptive() ? cache : MemorySegment.NULL);
+      if (status == NativeApi.KVASIR_UNSUPPORTED() || status == NativeApi.KVASIR_NOT_INTERCEPTED()) {
+        throw new UnsupportedModelException(
+            "The adaptive cache has no path for this session on the model "
+                + model.file()
+                + ": "
+                + NativeStatus.reason(status)
+                + ". Without the adaptive cache (ModelOptions.withAdaptiveCache(false)) llama.cpp may run it.");
+      }
+      if (!NativeStatus.ok(status)) {
+        throw new InvalidOptionException("llama.cpp cannot open a session with these options on the model " + model.file() + ": " + NativeStatus.reason(status) + ".");
+      }
+      return new MemorySegment[] {context.get(NativeApi.C_POINTER, 0), model.adaptive() ? cache.get(NativeApi.C_POINTER, 0) : MemorySegment.NULL};
+    }
+  }
+
+  /** All processors of a small machine; half of those of a larger one, where they are likely to be two threads of one core. */
+  private static int defaultThreads() {
+    int processors = Runtime.getRuntime().availableProcessors();
+    return processors <= 4 ? processors : processors / 2;
+  }
+
+  public NativeModel model() {
+    return model;
+  }
+
+  /** Tokens that the session may hold. */
+  public int capacity() {
+    return capacity;
+  }
+
+  /** Cells of llama.cpp's cache, which are {@link #capacity()} rounded up. */
+  int cells() {
+    return cells;
+  }
+
+  /** Most tokens of one {@link #decode}. */
+  public int batchSize() {
+    return batchSize;
+  }
+
+  public int microBatchSize() {
+    return microBatchSize;
+  }
+
+  /** The store; empty without the adaptive cache. */
+  public Optional<CacheStore> store() {
+    return Optional.ofNullable(store);
+  }
+
+  /** Decodes are given up when this says so, until another condition is set; null: never. It is asked between two operations of a graph, on the thread that decodes. */
+  public void abortWhen(@Nullable BooleanSupplier condition) {
+    abort = condition;
+    NativeApi.llama_set_abort_callback(context, condition == null ? MemorySegment.NULL : abortStub, MemorySegment.NULL);
+  }
+
+  private boolean shallAbort(MemorySegment data) {
+    try {
+      BooleanSupplier condition = abort;
+      return condition != null && condition.getAsBoolean();
+    } catch (Throwable e) {
+      // Nothing may leave an upcall. A condition that fails is taken for a wish to end.
+      return true;
+    }
+  }
+
+  /**
+   * Decodes tokens; their ids and their number must be valid.
+   *
+   * @param from index of the first
+   * @param count at most {@link #batchSize()}
+   * @param position of the first
+   * @param allLogits whether every token's logits are wanted, or only the last one's
+   * @throws DecodeException if llama.cpp fails; what it had done of the batch may be in the memory
+   */
+  public Outcome decode(int[] source, int from, int count, int position, boolean allLogits) {
+    MemorySegment.copy(source, from, tokens, ValueLayout.JAVA_INT, 0, count);
+    for (int i = 0; i < count; i++) {
+      positions.setAtIndex(ValueLayout.JAVA_INT, i, position + i);
+      outputs.set(ValueLayout.JAVA_BYTE, i, (byte) (allLogits || i == count - 1 ? 1 : 0));
+    }
+    return decodeBatch(count, position);
+  }
+
+  /** Decodes one token. */
+  public Outcome decode(int token, int position) {
+    tokens.set(ValueLayout.JAVA_INT, 0, token);
+    positions.set(ValueLayout.JAVA_INT, 0, position);
+    outputs.set(ValueLayout.JAVA_BYTE, 0, (byte) 1);
+    return decodeBatch(1, position);
+  }
+
+  private Outcome decodeBatch(int count, int position) {
+    llama_batch.n_tokens(batch, count);
+    int status = NativeApi.kvasir_decode(context, batch, result);
+    int code = result.get(ValueLayout.JAVA_INT, 0);
+    if (NativeStatus.ok(status) && code == 0) {
+      return Outcome.DONE;
+    }
+    if (code == ABORTED) {
+      return Outcome.ABORTED;
+    }
+    throw new DecodeException(
+        "llama.cpp failed to decode " + count + " tokens from position " + position + " on (code " + code + "): " + NativeStatus.reason(status) + ".");
+  }
+
+  /** Takes everything from a position on out of the memory; false when a sliding window has moved on, and what comes before is no longer whole. */
+  public boolean truncate(int position) {
+    NativeApi.llama_memory_seq_rm(memory, SEQUENCE, position, -1);
+    boolean whole = model.window() == 0 || position == 0 || NativeApi.llama_memory_seq_pos_min(memory, SEQUENCE) <= Math.max(0, position - model.window());
+    if (cache.address() != 0) {
+      if (model.window() == 0) {
+        // With one sequence and nothing reused, cells are positions.
+        int status = NativeApi.kvasir_cache_truncate(cache, 0, position);
+        if (!NativeStatus.ok(status)) {
+          throw new KvasirException("The cache could not be cut at position " + position + ": " + NativeStatus.reason(status));
+        }
+      } else {
+        dropFrom(position);
+      }
+    }
+    return whole;
+  }
+
+  /** The cells of a sliding-window cache are a ring: what to drop is found by position. */
+  private void dropFrom(int position) {
+    NativeCacheStore slots = java.util.Objects.requireNonNull(store);
+    for (int layer = 0; layer < slots.layers(); layer++) {
+      for (int head = 0; head < slots.shape(layer).kvHeads(); head++) {
+        for (int slot = slots.slots(layer, head) - 1; slot >= 0; slot--) {
+          if (slots.position(layer, head, slot) >= position) {
+            slots.addEviction(layer, head, slot);
+          }
+        }
+      }
+    }
+    slots.flushEvictions();
+  }
+
+  /** Forgets everything. */
+  public void clear() {
+    NativeApi.llama_memory_clear(memory, false);
+    if (cache.address() != 0) {
+      int status = NativeApi.kvasir_cache_truncate(cache, 0, 0);
+      if (!NativeStatus.ok(status)) {
+        throw new KvasirException("The cache could not be cleared: " + NativeStatus.reason(status));
+      }
+    }
+  }
+
+  /** The logits of the last decoded token, or of the token at an index of the last batch; valid until the next decode. */
+  public MemorySegment logits(int index) {
+    MemorySegment logits = NativeApi.llama_get_logits_ith(context, index);
+    if (logits.address() == 0) {
+      throw new KvasirException("llama.cpp has no logits for token " + index + " of the last batch.");
+    }
+    return logits.reinterpret((long) model.vocabulary().size() * Float.BYTES);
+  }
+
+  /** Draws a token from the logits of the last decoded one. */
+  public int sample(SamplerChain sampler) {
+    return sampler.sample(context);
+  }
+
+  @Override
+  public void close() {
+    NativeApi.kvasir_context_free(context, cache);
+    arena.close();
+    model.release();
+  }
+}

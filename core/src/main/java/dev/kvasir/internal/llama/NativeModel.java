@@ -1,0 +1,293 @@
+package dev.kvasir.internal.llama;
+
+import dev.kvasir.Device;
+import dev.kvasir.DeviceType;
+import dev.kvasir.LoadCancelledException;
+import dev.kvasir.LoadListener;
+import dev.kvasir.ModelLoadException;
+import dev.kvasir.ModelOptions;
+import dev.kvasir.ModelStateException;
+import dev.kvasir.NativeLibraryException;
+import dev.kvasir.UnsupportedModelException;
+import dev.kvasir.bindings.generated.NativeApi;
+import dev.kvasir.bindings.generated.llama_model_params;
+import dev.kvasir.bindings.generated.llama_model_tensor_buft_override;
+import dev.kvasir.bindings.generated.llama_progress_callback;
+import dev.kvasir.internal.policy.TokenKinds;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/** A loaded {@code llama_model}, with what is worth knowing of it read out once. Shared between threads. */
+public final class NativeModel implements AutoCloseable {
+  /** More layers than any model has: all of them. */
+  private static final int ALL_LAYERS = 999;
+
+  private final MemorySegment model;
+  private final Path file;
+  private final Device device;
+  private final boolean adaptive;
+  private final HandleState state;
+  private final Vocabulary vocabulary;
+  private final @Nullable ChatTemplate chatTemplate;
+  private final String description;
+  private final long parameters;
+  private final long bytes;
+  private final int trainedContext;
+  private final int layers;
+  private final int window;
+  private @Nullable TokenKinds tokenKinds;
+
+  private NativeModel(MemorySegment model, Path file, Device device, boolean adaptive) {
+    this.model = model;
+    this.file = file;
+    this.device = device;
+    this.adaptive = adaptive;
+    this.state = new HandleState(() -> NativeApi.llama_model_free(model));
+    this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
+    MemorySegment template = NativeApi.llama_model_chat_template(model, MemorySegment.NULL);
+    this.chatTemplate = template.address() == 0 ? null : new ChatTemplate(model, template.getString(0));
+    this.description = describe(model);
+    this.parameters = NativeApi.llama_model_n_params(model);
+    this.bytes = NativeApi.llama_model_size(model);
+    this.trainedContext = NativeApi.llama_model_n_ctx_train(model);
+    this.layers = NativeApi.llama_model_n_layer(model);
+    this.window = NativeApi.llama_model_n_swa(model);
+  }
+
+  /** Loads a model; see {@link dev.kvasir.Model#load(Path, ModelOptions)}. */
+  public static NativeModel load(Path file, ModelOptions options) {
+    NativeRuntime.start();
+    GgufFile.check(file);
+    Device device = DeviceRegistry.select(options.device(), sizeOf(file));
+    NativeLog.clearErrors();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment params = NativeApi.llama_model_default_params(arena);
+      placeOn(device, options, params, arena);
+      llama_model_params.load_mode(params, options.useMmap() ? NativeApi.LLAMA_LOAD_MODE_AUTO() : NativeApi.LLAMA_LOAD_MODE_NONE());
+      Progress progress = new Progress(options.progress());
+      llama_model_params.progress_callback(params, llama_progress_callback.allocate(progress::loaded, arena));
+      MemorySegment result = arena.allocate(NativeApi.C_POINTER);
+      int status = NativeApi.kvasir_model_load(arena.allocateFrom(file.toString()), params, result);
+      progress.rethrow(file);
+      MemorySegment model = result.get(NativeApi.C_POINTER, 0);
+      if (!NativeStatus.ok(status) || model.address() == 0) {
+        throw new ModelLoadException("llama.cpp cannot load the model " + file + ": " + NativeStatus.reason(status) + ".");
+      }
+      try {
+        requireAttentionCache(model, file);
+        return new NativeModel(model, file, device, options.adaptiveCache());
+      } catch (RuntimeException e) {
+        NativeApi.llama_model_free(model);
+        throw e;
+      }
+    }
+  }
+
+  private static void placeOn(Device device, ModelOptions options, MemorySegment params, Arena arena) {
+    MemorySegment devices = arena.allocate(NativeApi.C_POINTER, 2);
+    llama_model_params.devices(params, devices);
+    boolean cpu = device.type() == DeviceType.CPU;
+    MemorySegment name = arena.allocateFrom(device.name());
+    if (options.adaptiveCache()) {
+      MemorySegment proxy = arena.allocate(NativeApi.C_POINTER);
+      int status = NativeApi.kvasir_device(name, proxy);
+      if (!NativeStatus.ok(status)) {
+        throw new NativeLibraryException("The adaptive cache cannot use the device " + device.name() + ": " + NativeStatus.reason(status) + ".");
+      }
+      devices.setAtIndex(NativeApi.C_POINTER, 0, proxy.get(NativeApi.C_POINTER, 0));
+      if (cpu) {
+        // llama.cpp takes the proxy for a GPU and would put the weights into its buffer type, where the CPU backend's repacked layouts are not offered.
+        MemorySegment overrides = llama_model_tensor_buft_override.allocateArray(2, arena);
+        llama_model_tensor_buft_override.pattern(overrides, arena.allocateFrom(".*"));
+        llama_model_tensor_buft_override.buft(overrides, NativeApi.ggml_backend_cpu_buffer_type());
+        llama_model_params.tensor_buft_overrides(params, overrides);
+      }
+    } else if (!cpu) {
+      devices.setAtIndex(NativeApi.C_POINTER, 0, NativeApi.ggml_backend_dev_by_name(name));
+    }
+    boolean onDevice = options.adaptiveCache() || !cpu;
+    llama_model_params.n_gpu_layers(params, !onDevice ? 0 : cpu || options.gpuLayers() < 0 ? ALL_LAYERS : options.gpuLayers());
+  }
+
+  private static void requireAttentionCache(MemorySegment model, Path file) {
+    String kind = null;
+    if (NativeApi.llama_model_is_recurrent(model)) {
+      kind = "a recurrent model: it has no KV cache";
+    } else if (NativeApi.llama_model_is_hybrid(model)) {
+      kind = "a hybrid model: a part of its memory is recurrent, and cannot be compressed";
+    } else if (NativeApi.llama_model_has_encoder(model) || !NativeApi.llama_model_has_decoder(model)) {
+      kind = "an encoder model: it does not generate text from a KV cache";
+    } else if (NativeApi.llama_vocab_type(NativeApi.llama_model_get_vocab(model)) == NativeApi.LLAMA_VOCAB_TYPE_NONE()) {
+      kind = "a model without a vocabulary";
+    }
+    if (kind != null) {
+      throw new UnsupportedModelException("The model " + file + " (" + describe(model) + ") is " + kind + ". Kvasir runs decoder models with attention in every layer.");
+    }
+  }
+
+  private static String describe(MemorySegment model) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment text = arena.allocate(256);
+      NativeApi.llama_model_desc(model, text, text.byteSize());
+      return text.getString(0);
+    }
+  }
+
+  private static long sizeOf(Path file) {
+    try {
+      return Files.size(file);
+    } catch (IOException e) {
+      throw new ModelLoadException("The model file " + file + " cannot be read: " + e.getMessage(), e);
+    }
+  }
+
+  /** Hands llama.cpp's progress on. An exception must not leave the upcall: it ends the loading, and is thrown afterwards. */
+  private static final class Progress {
+    private final @Nullable LoadListener listener;
+    private boolean cancelled;
+    private @Nullable Throwable thrown;
+
+    Progress(@Nullable LoadListener listener) {
+      this.listener = listener;
+    }
+
+    boolean loaded(float fraction, MemorySegment userData) {
+      if (listener == null) {
+        return true;
+      }
+      try {
+        cancelled |= !listener.loaded(fraction);
+      } catch (Throwable e) {
+        cancelled = true;
+        thrown = e;
+      }
+      return !cancelled;
+    }
+
+    void rethrow(Path file) {
+      switch (thrown) {
+        case null -> {}
+        case RuntimeException e -> throw e;
+        case Error e -> throw e;
+        case Throwable e -> throw new IllegalStateException("the progress listener failed", e);
+      }
+      if (cancelled) {
+        throw new LoadCancelledException("Loading " + file + " was cancelled by its progress listener.");
+      }
+    }
+  }
+
+  /**
+   * Holds the model for a call or a session.
+   *
+   * @throws ModelStateException if it is closed
+   */
+  void hold() {
+    if (!state.hold()) {
+      throw new ModelStateException("The model " + file + " is closed.");
+    }
+  }
+
+  void release() {
+    state.release();
+  }
+
+  MemorySegment handle() {
+    return model;
+  }
+
+  /** The vocabulary. Splitting text needs a live model: see {@link #tokenize}. */
+  public Vocabulary vocabulary() {
+    return vocabulary;
+  }
+
+  /** As {@link Vocabulary#tokenize}, while the model is held. */
+  public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+    hold();
+    try {
+      return vocabulary.tokenize(text, addSpecial, parseSpecial);
+    } finally {
+      release();
+    }
+  }
+
+  /** As {@link Vocabulary#detokenize}, while the model is held. */
+  public String detokenize(int[] tokens) {
+    hold();
+    try {
+      return vocabulary.detokenize(tokens);
+    } finally {
+      release();
+    }
+  }
+
+  /** What the policies want to know of tokens; while the model is held. */
+  public synchronized TokenKinds tokenKinds() {
+    if (tokenKinds == null) {
+      int[][] markers = chatTemplate == null ? new int[0][] : chatTemplate.markers(vocabulary);
+      tokenKinds = new ModelTokenKinds(vocabulary, markers);
+    }
+    return tokenKinds;
+  }
+
+  private record ModelTokenKinds(Vocabulary vocabulary, int[][] markers) implements TokenKinds {
+    @Override
+    public byte kindOf(int token) {
+      return vocabulary.kindOf(token);
+    }
+  }
+
+  /** The chat template, if the model has one. */
+  public Optional<ChatTemplate> chatTemplate() {
+    return Optional.ofNullable(chatTemplate);
+  }
+
+  public Path file() {
+    return file;
+  }
+
+  /** The device that holds the model. */
+  public Device device() {
+    return device;
+  }
+
+  /** Whether the model's KV caches are Kvasir's. */
+  public boolean adaptive() {
+    return adaptive;
+  }
+
+  public String description() {
+    return description;
+  }
+
+  public long parameters() {
+    return parameters;
+  }
+
+  public long bytes() {
+    return bytes;
+  }
+
+  public int trainedContext() {
+    return trainedContext;
+  }
+
+  public int layers() {
+    return layers;
+  }
+
+  /** Tokens that a layer with a sliding window sees; 0 when there is no such layer. */
+  int window() {
+    return window;
+  }
+
+  @Override
+  public void close() {
+    state.close();
+  }
+}

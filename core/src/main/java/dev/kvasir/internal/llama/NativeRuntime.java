@@ -1,0 +1,69 @@
+package dev.kvasir.internal.llama;
+
+import dev.kvasir.NativeLibraryException;
+import dev.kvasir.bindings.NativeLibraries;
+import dev.kvasir.bindings.NativeLoadException;
+import dev.kvasir.bindings.generated.NativeApi;
+import java.lang.foreign.Arena;
+import org.jspecify.annotations.Nullable;
+
+/** The native libraries of this JVM: loaded, connected to the loggers and initialised once, by the first that asks. */
+public final class NativeRuntime {
+  private static boolean started;
+  private static @Nullable String failure;
+
+  private NativeRuntime() {}
+
+  /**
+   * Starts the libraries, or does nothing when they run. Any thread may call it.
+   *
+   * @throws NativeLibraryException if they cannot be found or loaded, or do not fit together
+   */
+  public static synchronized void start() {
+    if (started) {
+      return;
+    }
+    if (failure != null) {
+      throw new NativeLibraryException(failure);
+    }
+    NativeLibraries libraries;
+    try {
+      libraries = NativeLibraries.load();
+    } catch (NativeLoadException e) {
+      throw new NativeLibraryException(e.getMessage(), e);
+    }
+    // From here on the process has changed, and a second attempt could not do better than the first.
+    try {
+      initialise(libraries);
+      started = true;
+    } catch (NativeLibraryException e) {
+      failure = e.getMessage();
+      throw e;
+    }
+  }
+
+  private static void initialise(NativeLibraries libraries) {
+    NativeLog.install();
+    NativeLog.clearErrors();
+    try (Arena arena = Arena.ofConfined()) {
+      NativeApi.ggml_backend_load_all_from_path(arena.allocateFrom(libraries.directory().toString()));
+    }
+    NativeApi.llama_backend_init();
+    if (NativeApi.ggml_backend_dev_by_type(NativeApi.GGML_BACKEND_DEVICE_TYPE_CPU()).address() == 0) {
+      throw new NativeLibraryException("No CPU backend of ggml can run on this machine from " + libraries.directory() + ": " + String.join("; ", NativeLog.errors()));
+    }
+    int status = NativeApi.kvasir_init();
+    if (!NativeStatus.ok(status)) {
+      throw new NativeLibraryException(
+          "The libraries in "
+              + libraries.directory()
+              + " do not fit together: "
+              + NativeStatus.reason(status)
+              + ". The kvasir library was built for llama.cpp "
+              + NativeApi.kvasir_llama_version().getString(0)
+              + ", found is "
+              + NativeApi.llama_version().getString(0)
+              + ".");
+    }
+  }
+}

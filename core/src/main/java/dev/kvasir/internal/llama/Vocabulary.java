@@ -1,0 +1,223 @@
+package dev.kvasir.internal.llama;
+
+import dev.kvasir.KvasirException;
+import dev.kvasir.bindings.generated.NativeApi;
+import dev.kvasir.internal.policy.TokenKinds;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
+
+/**
+ * A model's vocabulary. The bytes and attributes of its entries are copied once, so that looking at a token costs no native call; splitting text into tokens is llama.cpp's.
+ * Any thread may use it while its model lives.
+ */
+public final class Vocabulary {
+  private static final byte CONTROL = 1;
+  private static final byte END_OF_GENERATION = 2;
+  private static final byte HIDDEN = 4;
+
+  private final MemorySegment vocab;
+  private final byte[] bytes;
+  private final int[] offsets;
+  private final byte[] flags;
+  private final byte[] kinds;
+  private final int bos;
+  private final boolean addBos;
+
+  Vocabulary(MemorySegment vocab) {
+    this.vocab = vocab;
+    int size = NativeApi.llama_vocab_n_tokens(vocab);
+    this.bos = NativeApi.llama_vocab_bos(vocab);
+    this.addBos = NativeApi.llama_vocab_get_add_bos(vocab) && bos >= 0;
+    this.offsets = new int[size + 1];
+    this.flags = new byte[size];
+    this.kinds = new byte[size];
+    this.bytes = readEntries(size);
+    classify(size);
+  }
+
+  private byte[] readEntries(int size) {
+    byte[] all = new byte[size * 8];
+    int end = 0;
+    try (Arena arena = Arena.ofConfined()) {
+      int capacity = 256;
+      MemorySegment piece = arena.allocate(capacity);
+      for (int token = 0; token < size; token++) {
+        int length = NativeApi.llama_token_to_piece(vocab, token, piece, capacity, 0, true);
+        if (length < 0) {
+          capacity = -length;
+          piece = arena.allocate(capacity);
+          length = NativeApi.llama_token_to_piece(vocab, token, piece, capacity, 0, true);
+        }
+        if (end + length > all.length) {
+          all = Arrays.copyOf(all, Math.max(end + length, all.length * 2));
+        }
+        MemorySegment.copy(piece, ValueLayout.JAVA_BYTE, 0, all, end, length);
+        end += length;
+        offsets[token + 1] = end;
+      }
+    }
+    return Arrays.copyOf(all, end);
+  }
+
+  private void classify(int size) {
+    for (int token = 0; token < size; token++) {
+      int attributes = NativeApi.llama_vocab_get_attr(vocab, token);
+      boolean control = (attributes & NativeApi.LLAMA_TOKEN_ATTR_CONTROL()) != 0;
+      boolean unknown = (attributes & NativeApi.LLAMA_TOKEN_ATTR_UNKNOWN()) != 0;
+      byte flag = control ? CONTROL : 0;
+      if (control || unknown) {
+        flag |= HIDDEN;
+      }
+      if (NativeApi.llama_vocab_is_eog(vocab, token)) {
+        flag |= END_OF_GENERATION;
+      }
+      flags[token] = flag;
+      if (control || (flag & END_OF_GENERATION) != 0) {
+        kinds[token] = TokenKinds.SPECIAL;
+      } else if (isPunctuation(new String(bytes, offsets[token], offsets[token + 1] - offsets[token], StandardCharsets.UTF_8))) {
+        kinds[token] = TokenKinds.PUNCTUATION;
+      }
+    }
+    for (int token : new int[] {bos, NativeApi.llama_vocab_eos(vocab)}) {
+      if (token >= 0) {
+        kinds[token] = TokenKinds.SPECIAL;
+      }
+    }
+  }
+
+  /** Whether a text consists of punctuation and symbols, spaces around them aside. */
+  static boolean isPunctuation(String text) {
+    String stripped = text.strip();
+    return !stripped.isEmpty() && stripped.codePoints().allMatch(Vocabulary::isPunctuation);
+  }
+
+  private static boolean isPunctuation(int codePoint) {
+    return switch (Character.getType(codePoint)) {
+      case Character.CONNECTOR_PUNCTUATION,
+          Character.DASH_PUNCTUATION,
+          Character.START_PUNCTUATION,
+          Character.END_PUNCTUATION,
+          Character.INITIAL_QUOTE_PUNCTUATION,
+          Character.FINAL_QUOTE_PUNCTUATION,
+          Character.OTHER_PUNCTUATION,
+          Character.MATH_SYMBOL,
+          Character.CURRENCY_SYMBOL,
+          Character.MODIFIER_SYMBOL,
+          Character.OTHER_SYMBOL ->
+          // A byte that is only a part of a code point decodes to U+FFFD, which is a symbol by its category.
+          codePoint != 0xFFFD;
+      default -> false;
+    };
+  }
+
+  /** Number of entries. */
+  public int size() {
+    return flags.length;
+  }
+
+  /** The beginning-of-sequence token if the model wants one at the start of a text, else -1. */
+  public int leadingToken() {
+    return addBos ? bos : -1;
+  }
+
+  /** Whether the token ends a generation. */
+  public boolean isEndOfGeneration(int token) {
+    return (flags[token] & END_OF_GENERATION) != 0;
+  }
+
+  /** Whether the token is a control token. */
+  public boolean isControl(int token) {
+    return (flags[token] & CONTROL) != 0;
+  }
+
+  /** Whether the token has no text that a reader should see: control tokens and the unknown token. */
+  public boolean isHidden(int token) {
+    return (flags[token] & HIDDEN) != 0;
+  }
+
+  /** {@link TokenKinds#SPECIAL}, {@link TokenKinds#PUNCTUATION} or {@link TokenKinds#OTHER}. */
+  public byte kindOf(int token) {
+    return kinds[token];
+  }
+
+  /** The bytes of a token's text, of a control token as well; they need not be whole code points. */
+  public byte[] bytesOf(int token) {
+    return Arrays.copyOfRange(bytes, offsets[token], offsets[token + 1]);
+  }
+
+  /** The text of a token; bytes that are no UTF-8 become U+FFFD. */
+  public String textOf(int token) {
+    return new String(bytes, offsets[token], offsets[token + 1] - offsets[token], StandardCharsets.UTF_8);
+  }
+
+  /**
+   * Splits a text into tokens.
+   *
+   * @param addSpecial adds the tokens that the model wants at the start and end
+   * @param parseSpecial takes the text of a special token for that token
+   */
+  public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+    byte[] utf8 = text.getBytes(StandardCharsets.UTF_8);
+    if (utf8.length > Integer.MAX_VALUE - 16) {
+      throw new IllegalArgumentException("The text is too long to be split into tokens: " + utf8.length + " bytes");
+    }
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment source = arena.allocate(Math.max(1, utf8.length));
+      MemorySegment.copy(utf8, 0, source, ValueLayout.JAVA_BYTE, 0, utf8.length);
+      // No vocabulary makes more tokens than bytes, but for those that are added.
+      int capacity = utf8.length / 2 + 16;
+      MemorySegment tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
+      int count = NativeApi.llama_tokenize(vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
+      if (count < 0 && count != Integer.MIN_VALUE) {
+        capacity = -count;
+        tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
+        count = NativeApi.llama_tokenize(vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
+      }
+      if (count < 0) {
+        throw new KvasirException("llama.cpp could not split a text of " + utf8.length + " bytes into tokens.");
+      }
+      int[] result = new int[count];
+      MemorySegment.copy(tokens, ValueLayout.JAVA_INT, 0, result, 0, count);
+      return result;
+    }
+  }
+
+  /** The text of a sequence of tokens, special tokens included. */
+  public String detokenize(int[] tokens) {
+    if (tokens.length == 0) {
+      return "";
+    }
+    checkTokens(tokens);
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment source = arena.allocateFrom(ValueLayout.JAVA_INT, tokens);
+      int capacity = tokens.length * 8 + 16;
+      MemorySegment text = arena.allocate(capacity);
+      int length = NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
+      if (length < 0) {
+        capacity = -length;
+        text = arena.allocate(capacity);
+        length = NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
+      }
+      if (length < 0) {
+        throw new KvasirException("llama.cpp could not turn " + tokens.length + " tokens into text.");
+      }
+      return new String(text.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
+    }
+  }
+
+  /**
+   * Checks that ids are entries of this vocabulary; llama.cpp must not see others.
+   *
+   * @throws IllegalArgumentException if one is not
+   */
+  public void checkTokens(int... tokens) {
+    for (int i = 0; i < tokens.length; i++) {
+      if (tokens[i] < 0 || tokens[i] >= size()) {
+        throw new IllegalArgumentException("Token " + i + " has the id " + tokens[i] + ", but the vocabulary has the ids 0 to " + (size() - 1));
+      }
+    }
+  }
+}
