@@ -1,0 +1,50 @@
+// One graph of llama.cpp, with the nodes over the KV cache taken over.
+#pragma once
+
+#include "../attention/cpu/cpu_attention.h"
+#include "../attention/portable/portable_attention.h"
+#include "../llama/api.h"
+#include "../store/cache.h"
+
+#include <atomic>
+#include <deque>
+#include <vector>
+
+namespace kvasir {
+
+// A SET_ROWS into the store or a FLASH_ATTN_EXT over it.
+struct store_node {
+    ggml_tensor * node = nullptr;
+    ggml_op       op   = GGML_OP_NONE;
+    int32_t       params[GGML_MAX_OP_PARAMS / sizeof(int32_t)];
+    side *        rows = nullptr;        // SET_ROWS: what is written
+    layer *       l    = nullptr;
+    attention_node attention;            // FLASH_ATTN_EXT
+    statistic      stat;
+    cpu_attention  cpu;
+    std::atomic<int64_t> begin_ns{0}, end_ns{0};
+};
+
+class store_graph {
+public:
+    // Computes the graph on the inner backend. The nodes over the store become GGML_OP_CUSTOM for as long as it runs
+    // (llama.cpp reuses its graphs), so that ggml's own threads run them. Throws kvasir::error for a node without a path.
+    ggml_status compute(ggml_backend_t inner, ggml_cgraph * graph, int n_threads);
+
+private:
+    std::deque<store_node> nodes_; // addresses must stay: userdata of the custom nodes
+    size_t                 used_ = 0;
+    cpu_workspace          workspace_;
+    portable_attention     portable_;
+    const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
+    int32_t                open_cells_ = 0;
+
+    store_node & next();
+    void prepare_append(ggml_tensor * node);
+    void prepare_attention(ggml_tensor * node, int n_threads);
+    ggml_status compute_portable(ggml_backend_t inner, ggml_cgraph * graph);
+};
+
+int64_t now_ns();
+
+} // namespace kvasir

@@ -1,0 +1,400 @@
+// The C ABI: argument checks, and a wall for C++ exceptions around what the other files do.
+#include "kvasir.h"
+
+#include "attention/cpu/cpu_attention.h"
+#include "device/backend.h"
+#include "device/construction.h"
+#include "device/proxy.h"
+#include "error.h"
+#include "llama/api.h"
+#include "llama/chat_template.h"
+#include "store/cache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+
+using namespace kvasir;
+
+namespace {
+
+void require(bool condition, const char * what) {
+    if (!condition) {
+        throw error(KVASIR_INVALID_ARGUMENT, what);
+    }
+}
+
+// The threads of every context that was made here. ggml would otherwise start new ones for every graph.
+std::mutex                                       threadpools_mutex;
+std::map<const llama_context *, ggml_threadpool_t> threadpools;
+
+ggml_threadpool_t attach_threadpool(llama_context * context, const llama_context_params & params, const construction * made) {
+    const api & a = llama();
+    ggml_threadpool_params tp;
+    a.ggml_threadpool_params_init(&tp, std::max(1, std::max(params.n_threads, params.n_threads_batch)));
+    ggml_threadpool_t pool = a.threadpool_new(&tp);
+    if (!pool) {
+        throw error(KVASIR_OUT_OF_MEMORY, "no threads for the context");
+    }
+    a.llama_attach_threadpool(context, pool, pool);
+    if (made) {
+        for (proxy_backend * backend : made->backends) {
+            proxy_backend_set_threadpool(backend, pool);
+        }
+    }
+    return pool;
+}
+
+void require_intercepted(const construction & made) {
+    const kvasir_cache & cache = *made.cache;
+    if (!made.unsupported.empty()) {
+        throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + made.unsupported);
+    }
+    if (!made.missed.empty()) {
+        throw error(KVASIR_NOT_INTERCEPTED, format("layer %d keeps its KV cache outside of the store: the model must be loaded onto the device of kvasir_device",
+                                                   *made.missed.begin()));
+    }
+    if (cache.layers.empty()) {
+        throw error(KVASIR_NOT_INTERCEPTED, "the context has no KV cache in the store: load the model onto the device of kvasir_device, all layers of it; "
+                                            "a model without attention has no KV cache at all");
+    }
+    for (const auto & l : cache.layers) {
+        if (!l->k.tensor || !l->v.tensor) {
+            throw error(KVASIR_UNSUPPORTED, format("layer %d has %s cache only (multi-head latent attention)", l->il, l->k.tensor ? "a K" : "a V"));
+        }
+        if (!l->configured()) {
+            throw error(KVASIR_NOT_INTERCEPTED, format("no flash attention over the cache of layer %d was seen", l->il));
+        }
+    }
+}
+
+void check_params(const llama_context_params & params) {
+    require(params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_ENABLED, "the adaptive cache needs flash_attn_type = enabled");
+    require(params.offload_kqv, "the adaptive cache needs offload_kqv = true");
+    for (ggml_type type : {params.type_k, params.type_v}) {
+        if (!rows_supports(type, 32)) {
+            throw error(KVASIR_UNSUPPORTED, "KV types of the adaptive cache are f16, bf16, q8_0, q4_0, q4_1, q5_0 and q5_1");
+        }
+    }
+}
+
+layer & checked_layer(const kvasir_cache * cache, int32_t index) {
+    require(cache != nullptr, "cache is NULL");
+    return cache->layer_at(index);
+}
+
+} // namespace
+
+extern "C" {
+
+uint32_t kvasir_abi_version(void) noexcept { return KVASIR_ABI_VERSION; }
+
+const char * kvasir_last_error(void) noexcept { return last_error().c_str(); }
+
+const char * kvasir_llama_version(void) noexcept { return KVASIR_LLAMA_VERSION; }
+
+const char * kvasir_cpu_kernels(void) noexcept { return cpu_kernels_name(); }
+
+kvasir_status kvasir_init(void) noexcept {
+    return guarded([] { llama(); });
+}
+
+kvasir_status kvasir_device(const char * inner_name, ggml_backend_device ** device) noexcept {
+    return guarded([&] {
+        require(inner_name && device, "inner_name or device is NULL");
+        *device = proxy_for(inner_name);
+    });
+}
+
+kvasir_status kvasir_model_load(const char * path, const llama_model_params * params, llama_model ** model) noexcept {
+    return guarded([&] {
+        require(path && params && model, "path, params or model is NULL");
+        *model = llama().llama_model_load_from_file(path, *params);
+        if (!*model) {
+            throw error(KVASIR_FAILED, format("llama.cpp could not load %s", path));
+        }
+    });
+}
+
+kvasir_status kvasir_context_new(llama_model * model, const llama_context_params * params, kvasir_attention attention, llama_context ** context,
+                                 kvasir_cache ** cache) noexcept {
+    return guarded([&] {
+        require(model && params && context, "model, params or context is NULL");
+        require(attention == KVASIR_ATTENTION_NATIVE || attention == KVASIR_ATTENTION_PORTABLE, "attention is not one of enum kvasir_attention");
+        const api & a = llama();
+        if (cache) {
+            check_params(*params);
+            if (a.llama_model_is_recurrent(model)) {
+                throw error(KVASIR_UNSUPPORTED, "the model is recurrent: it has no KV cache");
+            }
+        }
+        std::unique_ptr<kvasir_cache> store;
+        std::unique_ptr<construction> made;
+        if (cache) {
+            store            = std::make_unique<kvasir_cache>();
+            store->attention = attention;
+            made             = std::make_unique<construction>(store.get());
+        }
+        struct context_owner {
+            llama_context * context;
+            ~context_owner() {
+                if (context) {
+                    llama().llama_free(context);
+                }
+            }
+        } owner{a.llama_init_from_model(model, *params)};
+        if (!owner.context) {
+            throw error(KVASIR_FAILED, made && !made->unsupported.empty() ? "the adaptive cache has no path for " + made->unsupported
+                                                                          : "llama.cpp could not make the context");
+        }
+        if (cache) {
+            require_intercepted(*made);
+            std::sort(store->layers.begin(), store->layers.end(), [](const auto & x, const auto & y) { return x->il < y->il; });
+        }
+        {
+            std::lock_guard<std::mutex> lock(threadpools_mutex);
+            ggml_threadpool_t & pool = threadpools[owner.context];
+            pool = attach_threadpool(owner.context, *params, made.get());
+        }
+        *context      = owner.context;
+        owner.context = nullptr;
+        if (cache) {
+            *cache = store.release();
+        }
+    });
+}
+
+void kvasir_context_free(llama_context * context, kvasir_cache * cache) noexcept {
+    guarded([&] {
+        if (context) {
+            llama().llama_free(context);
+            std::lock_guard<std::mutex> lock(threadpools_mutex);
+            auto found = threadpools.find(context);
+            if (found != threadpools.end()) {
+                llama().threadpool_free(found->second);
+                threadpools.erase(found);
+            }
+        }
+        delete cache;
+    });
+}
+
+kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, int32_t * result) noexcept {
+    return guarded([&] {
+        require(context && batch && result, "context, batch or result is NULL");
+        last_error().clear();
+        *result = llama().llama_decode(context, *batch);
+        if (*result < 0) { // the text of a node without a path was left by the backend, on this thread
+            throw error(KVASIR_FAILED, last_error().empty() ? format("llama_decode returned %d", *result) : last_error());
+        }
+    });
+}
+
+int32_t kvasir_chat_has_jinja(void) noexcept { return chat_has_jinja(); }
+
+kvasir_status kvasir_chat_apply(const llama_model * model, const kvasir_chat_message * messages, size_t n_messages, int32_t add_assistant, char * buffer,
+                                size_t size, size_t * length) noexcept {
+    return guarded([&] {
+        require(model && (messages || n_messages == 0) && (buffer || size == 0) && length, "model, messages, buffer or length is NULL");
+        for (size_t i = 0; i < n_messages; i++) {
+            require(messages[i].role && messages[i].content, "a message has no role or no content");
+        }
+        if (!llama().llama_model_chat_template(model, nullptr)) {
+            throw error(KVASIR_UNSUPPORTED, "the model has no chat template");
+        }
+        const std::string text = chat_apply(model, messages, n_messages, add_assistant != 0);
+        *length = text.size();
+        memcpy(buffer, text.data(), std::min(size, text.size()));
+    });
+}
+
+int32_t kvasir_cache_n_layers(const kvasir_cache * cache) noexcept { return cache ? (int32_t) cache->layers.size() : 0; }
+
+kvasir_status kvasir_cache_layer(const kvasir_cache * cache, int32_t index, kvasir_layer_info * info) noexcept {
+    return guarded([&] {
+        const layer & l = checked_layer(cache, index);
+        require(info != nullptr, "info is NULL");
+        *info = {l.il, l.n_stream, l.n_cells, l.n_head, l.n_head_kv, l.k.format.dim, l.v.format.dim, l.k.format.type, l.v.format.type, l.swa ? 1 : 0,
+                 (int64_t) l.slot_bytes()};
+    });
+}
+
+kvasir_status kvasir_cache_head(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, kvasir_head_view * view) noexcept {
+    return guarded([&] {
+        const layer & l = checked_layer(cache, index);
+        require(view != nullptr, "view is NULL");
+        const int          i = cache->head_at(l, stream, head);
+        const head_store & h = l.heads[(size_t) i];
+        *view = {&h.n, h.cell, h.pos, h.score, l.slot_plus_1[(size_t) i]};
+    });
+}
+
+kvasir_status kvasir_cache_bytes(const kvasir_cache * cache, kvasir_bytes * bytes) noexcept {
+    return guarded([&] {
+        require(cache && bytes, "cache or bytes is NULL");
+        *bytes = {};
+        for (const auto & l : cache->layers) {
+            for (const head_store & h : l->heads) {
+                bytes->slots += h.n;
+                bytes->kept_bytes += h.n * (int64_t) l->slot_bytes();
+            }
+            bytes->resident_bytes += (int64_t) l->resident_bytes();
+            bytes->full_bytes += (int64_t) l->heads.size() * l->n_cells * (int64_t) l->slot_bytes();
+        }
+    });
+}
+
+kvasir_status kvasir_cache_keep(kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, const int32_t * slots, int32_t n_slots) noexcept {
+    return guarded([&] {
+        layer &   l = checked_layer(cache, index);
+        const int i = cache->head_at(l, stream, head);
+        require(n_slots >= 0 && (slots || n_slots == 0), "slots is NULL or n_slots is negative");
+        for (int32_t s = 0; s < n_slots; s++) {
+            if (slots[s] <= (s == 0 ? -1 : slots[s - 1]) || slots[s] >= l.heads[(size_t) i].n) {
+                throw error(KVASIR_INVALID_ARGUMENT, format("slots must ascend and be below %d: slots[%d] = %d", l.heads[(size_t) i].n, s, slots[s]));
+            }
+        }
+        l.keep(i, slots, n_slots);
+    });
+}
+
+kvasir_status kvasir_cache_evict(kvasir_cache * cache, const kvasir_eviction * evictions, int32_t n_evictions) noexcept {
+    return guarded([&] {
+        require(cache && n_evictions >= 0 && (evictions || n_evictions == 0), "cache or evictions is NULL, or n_evictions is negative");
+        for (int32_t e = 0; e < n_evictions; e++) {
+            const kvasir_eviction & x = evictions[e];
+            layer &                 l = cache->layer_at(x.layer);
+            const int               i = cache->head_at(l, x.stream, x.head);
+            if (x.slot < 0 || x.slot >= l.heads[(size_t) i].n) {
+                throw error(KVASIR_INVALID_ARGUMENT, format("evictions[%d]: slot %d of layer %d, head %d, which holds %d slots (the evictions before it were carried out)",
+                                                            e, x.slot, x.layer, x.head, l.heads[(size_t) i].n));
+            }
+            l.evict(i, x.slot);
+        }
+    });
+}
+
+kvasir_status kvasir_cache_truncate(kvasir_cache * cache, int32_t stream, int32_t first_cell) noexcept {
+    return guarded([&] {
+        require(cache && first_cell >= 0, "cache is NULL or first_cell is negative");
+        for (auto & l : cache->layers) {
+            cache->head_at(*l, stream, 0);
+            l->truncate(stream, first_cell);
+        }
+    });
+}
+
+kvasir_status kvasir_cache_read(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, float * k, float * v) noexcept {
+    return guarded([&] {
+        const layer &      l = checked_layer(cache, index);
+        const int          i = cache->head_at(l, stream, head);
+        const head_store & h = l.heads[(size_t) i];
+        for (int32_t slot = 0; slot < h.n; slot++) {
+            if (k) {
+                rows_read(l.k.format, h.k, slot, k + (size_t) slot * l.k.format.dim);
+            }
+            if (v) {
+                rows_read(l.v.format, h.v, slot, v + (size_t) slot * l.v.format.dim);
+            }
+        }
+    });
+}
+
+kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, float * norms) noexcept {
+    return guarded([&] {
+        const layer &      l = checked_layer(cache, index);
+        const int          i = cache->head_at(l, stream, head);
+        const head_store & h = l.heads[(size_t) i];
+        require(norms || h.n == 0, "norms is NULL");
+        std::vector<float> row((size_t) l.v.format.dim);
+        for (int32_t slot = 0; slot < h.n; slot++) {
+            rows_read(l.v.format, h.v, slot, row.data());
+            double sum = 0;
+            for (float x : row) {
+                sum += (double) x * x;
+            }
+            norms[slot] = (float) std::sqrt(sum);
+        }
+    });
+}
+
+kvasir_status kvasir_statistic_start(kvasir_cache * cache, const kvasir_statistic_params * params) noexcept {
+    return guarded([&] {
+        require(cache && params, "cache or params is NULL");
+        cache->start_statistic(*params);
+    });
+}
+
+kvasir_status kvasir_statistic_stop(kvasir_cache * cache) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        cache->stop_statistic();
+    });
+}
+
+kvasir_status kvasir_statistic_read(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, float * buckets, float * recent,
+                                    int64_t * n_queries) noexcept {
+    return guarded([&] {
+        const layer & l = checked_layer(cache, index);
+        const int     i = cache->head_at(l, stream, head);
+        require(cache->statistic_on, "no statistic is running");
+        const statistic    s = cache->statistic_of(l);
+        const head_store & h = l.heads[(size_t) i];
+        require(!recent || h.recent, "the statistic was started without recent_from");
+        const auto copy = [&](float * to, const float * from, int32_t columns) {
+            for (int32_t c = 0; to && c < columns; c++) {
+                memcpy(to + (size_t) c * h.n, from + (size_t) c * s.capacity, (size_t) h.n * sizeof(float));
+            }
+        };
+        copy(buckets, h.buckets, s.rows * (s.n_bounds + 1));
+        copy(recent, h.recent, s.rows);
+        if (n_queries) {
+            *n_queries = l.n_queries;
+        }
+    });
+}
+
+kvasir_status kvasir_cache_track(kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, int32_t on) noexcept {
+    return guarded([&] {
+        layer & l = checked_layer(cache, index);
+        l.heads[(size_t) cache->head_at(l, stream, head)].track = on != 0;
+    });
+}
+
+kvasir_status kvasir_cache_timings(kvasir_cache * cache, kvasir_timings * timings, int32_t reset) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        if (timings) {
+            *timings = {cache->graphs, cache->graph_ns, cache->attention_ns, cache->append_ns, cache->prepare_ns};
+        }
+        if (reset) {
+            cache->graphs = cache->graph_ns = cache->prepare_ns = 0;
+            cache->attention_ns = 0;
+            cache->append_ns    = 0;
+        }
+    });
+}
+
+size_t kvasir_sizeof(const char * struct_name) noexcept {
+#define KVASIR_STRUCT(name)                    \
+    if (strcmp(struct_name, #name) == 0) {     \
+        return sizeof(struct name);            \
+    }
+    if (!struct_name) {
+        return 0;
+    }
+    KVASIR_STRUCT(kvasir_layer_info)
+    KVASIR_STRUCT(kvasir_head_view)
+    KVASIR_STRUCT(kvasir_bytes)
+    KVASIR_STRUCT(kvasir_eviction)
+    KVASIR_STRUCT(kvasir_statistic_params)
+    KVASIR_STRUCT(kvasir_timings)
+    KVASIR_STRUCT(kvasir_chat_message)
+#undef KVASIR_STRUCT
+    return 0;
+}
+
+} // extern "C"

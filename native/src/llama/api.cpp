@@ -1,0 +1,103 @@
+#include "api.h"
+
+#include "../error.h"
+#include "../platform/library.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace kvasir {
+
+void * device_function(ggml_backend_dev_t device, const char * name) {
+    ggml_backend_reg_t reg = device->reg;
+    return reg && reg->iface.get_proc_address ? reg->iface.get_proc_address(reg, name) : nullptr;
+}
+
+static void require(bool condition, const char * what) {
+    if (!condition) {
+        throw error(KVASIR_INCOMPATIBLE, format("the loaded llama.cpp is not the version that this libkvasir was built for (%s): "
+                                                "%s differs; use the llama.cpp libraries that come with Kvasir", KVASIR_LLAMA_VERSION, what));
+    }
+}
+
+static std::atomic<int> custom_calls{0};
+
+static void count_custom_call(ggml_tensor *, int, int, void * userdata) {
+    if (userdata == &custom_calls) {
+        custom_calls++;
+    }
+}
+
+// A one-node graph through the CPU device: its structs are read the way the proxy device reads them.
+static void check_structs(const api & a) {
+    ggml_context * ctx = a.ggml_init({(size_t) 1 << 16, nullptr, false});
+    require(ctx != nullptr, "ggml_init");
+    ggml_tensor * t = a.ggml_custom_4d(ctx, GGML_TYPE_F32, 2, 3, 4, 5, nullptr, 0, count_custom_call, 1, &custom_calls);
+    a.ggml_set_name(t, "kvasir");
+    ggml_cgraph * graph = a.ggml_new_graph_custom(ctx, 8, false);
+    a.ggml_build_forward_expand(graph, t);
+
+    ggml_custom_op_params params;
+    memcpy(&params, t->op_params, sizeof params);
+    const bool tensor_ok = t->op == GGML_OP_CUSTOM && t->type == GGML_TYPE_F32 && strcmp(t->name, "kvasir") == 0 && t->ne[3] == 5 &&
+                           t->nb[3] == 2 * 3 * 4 * sizeof(float) && t->data != nullptr && t->view_src == nullptr;
+    const bool params_ok = params.fun == count_custom_call && params.n_tasks == 1 && params.userdata == &custom_calls;
+    const bool graph_ok  = a.ggml_graph_n_nodes(graph) == 1 && graph->n_nodes == 1 && graph->nodes[0] == t && a.ggml_graph_node(graph, 0) == t;
+    const bool device_ok = strcmp(a.cpu->iface.get_name(a.cpu), a.ggml_backend_dev_name(a.cpu)) == 0 && a.cpu->reg &&
+                           a.cpu->reg->api_version == GGML_BACKEND_API_VERSION;
+
+    bool           backend_ok = false;
+    ggml_backend_t backend    = device_ok ? a.ggml_backend_dev_init(a.cpu, nullptr) : nullptr;
+    if (backend) {
+        const int before = custom_calls;
+        backend_ok = backend->device == a.cpu && tensor_ok && params_ok && graph_ok &&
+                     backend->iface.graph_compute(backend, graph) == GGML_STATUS_SUCCESS && custom_calls > before;
+        a.ggml_backend_free(backend);
+    }
+    a.ggml_free(ctx);
+
+    require(tensor_ok, "struct ggml_tensor");
+    require(params_ok, "struct ggml_custom_op_params");
+    require(graph_ok, "struct ggml_cgraph");
+    require(device_ok, "struct ggml_backend_device");
+    require(backend_ok, "struct ggml_backend");
+}
+
+static api resolve() {
+    api a{};
+#define X(function)                                                                                                              \
+    a.function = (decltype(a.function)) find_symbol(#function);                                                                  \
+    if (!a.function) {                                                                                                           \
+        throw error(KVASIR_INCOMPATIBLE, "none of the loaded libraries has " #function "; load ggml and llama.cpp " KVASIR_LLAMA_VERSION " first"); \
+    }
+    KVASIR_GGML_FUNCTIONS(X)
+    KVASIR_LLAMA_FUNCTIONS(X)
+#undef X
+    require(strcmp(a.ggml_version(), KVASIR_GGML_VERSION) == 0, "ggml's version");
+
+    for (size_t i = 0; i < a.ggml_backend_dev_count() && !a.cpu; i++) {
+        ggml_backend_dev_t device = a.ggml_backend_dev_get(i);
+        if (device->iface.get_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            a.cpu = device;
+        }
+    }
+    if (!a.cpu) {
+        throw error(KVASIR_INCOMPATIBLE, "ggml has no CPU device: load its backends first (ggml_backend_load_all_from_path)");
+    }
+    a.threadpool_new  = (decltype(a.threadpool_new)) device_function(a.cpu, "ggml_threadpool_new");
+    a.threadpool_free = (decltype(a.threadpool_free)) device_function(a.cpu, "ggml_threadpool_free");
+    a.set_threadpool  = (decltype(a.set_threadpool)) device_function(a.cpu, "ggml_backend_cpu_set_threadpool");
+    require(a.threadpool_new && a.threadpool_free && a.set_threadpool, "the CPU backend's thread pool");
+    // not among the functions that a backend hands out, and several CPU modules may be loaded: it must be this device's
+    a.type_traits_cpu = (decltype(a.type_traits_cpu)) find_symbol_beside((void *) a.cpu->iface.get_name, "ggml_get_type_traits_cpu");
+    require(a.type_traits_cpu, "ggml_get_type_traits_cpu");
+    check_structs(a);
+    return a;
+}
+
+const api & llama() {
+    static const api a = resolve(); // a failed attempt is tried again on the next call
+    return a;
+}
+
+} // namespace kvasir

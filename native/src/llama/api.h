@@ -1,0 +1,74 @@
+// The functions of ggml and llama.cpp that Kvasir calls, looked up in the libraries that the process has loaded: SONAMEs
+// differ between builds of llama.cpp, so nothing is linked.
+#pragma once
+
+#include "ggml.h"
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml-backend-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "llama.h"
+
+namespace kvasir {
+
+#define KVASIR_GGML_FUNCTIONS(X)    \
+    X(ggml_version)                 \
+    X(ggml_init)                    \
+    X(ggml_free)                    \
+    X(ggml_nbytes)                  \
+    X(ggml_row_size)                \
+    X(ggml_type_name)               \
+    X(ggml_op_name)                 \
+    X(ggml_get_type_traits)         \
+    X(ggml_new_tensor_4d)           \
+    X(ggml_set_name)                \
+    X(ggml_new_graph_custom)        \
+    X(ggml_build_forward_expand)    \
+    X(ggml_graph_n_nodes)           \
+    X(ggml_graph_node)              \
+    X(ggml_custom_4d)               \
+    X(ggml_flash_attn_ext)          \
+    X(ggml_flash_attn_ext_add_sinks)\
+    X(ggml_cpy)                     \
+    X(ggml_threadpool_params_init)  \
+    X(ggml_backend_buffer_init)     \
+    X(ggml_backend_cpu_buffer_from_ptr) \
+    X(ggml_backend_dev_count)       \
+    X(ggml_backend_dev_get)         \
+    X(ggml_backend_dev_name)        \
+    X(ggml_backend_dev_init)        \
+    X(ggml_backend_free)            \
+    X(ggml_backend_graph_compute)
+
+#define KVASIR_LLAMA_FUNCTIONS(X)    \
+    X(llama_version)                 \
+    X(llama_model_load_from_file)    \
+    X(llama_model_is_recurrent)      \
+    X(llama_model_chat_template)     \
+    X(llama_init_from_model)         \
+    X(llama_free)                    \
+    X(llama_decode)                  \
+    X(llama_attach_threadpool)
+
+struct api {
+#define X(name) decltype(&::name) name;
+    KVASIR_GGML_FUNCTIONS(X)
+    KVASIR_LLAMA_FUNCTIONS(X)
+#undef X
+    ggml_backend_dev_t cpu; // the registered CPU device
+
+    // of the CPU backend's own module
+    decltype(&::ggml_threadpool_new)             threadpool_new;
+    decltype(&::ggml_threadpool_free)            threadpool_free;
+    decltype(&::ggml_backend_cpu_set_threadpool) set_threadpool;
+    decltype(&::ggml_get_type_traits_cpu)        type_traits_cpu;
+};
+
+// Resolves everything on the first call and checks that structs lie as this library was compiled for; throws
+// kvasir::error (KVASIR_INCOMPATIBLE) with what is missing or different.
+const api & llama();
+
+void * device_function(ggml_backend_dev_t device, const char * name);
+
+} // namespace kvasir

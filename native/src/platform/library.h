@@ -1,0 +1,13 @@
+// Functions of libraries that the process has already loaded.
+#pragma once
+
+namespace kvasir {
+
+// The address of a symbol in the loaded ggml and llama.cpp libraries, or nullptr. They are usually loaded with local
+// visibility, so the global scope alone does not find them.
+void * find_symbol(const char * name);
+
+// The address of a symbol in the very library that contains the given function.
+void * find_symbol_beside(const void * function, const char * name);
+
+} // namespace kvasir

@@ -1,0 +1,128 @@
+#include "memory.h"
+
+#include <cstdint>
+#include <new>
+#include <utility>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace kvasir {
+
+#if defined(_WIN32)
+
+size_t page_size() {
+    static const size_t size = [] {
+        SYSTEM_INFO info;
+        GetSystemInfo(&info);
+        return (size_t) info.dwPageSize;
+    }();
+    return size;
+}
+
+void * memory_reserve(size_t size) {
+    // committed pages cost commit charge but no memory until they are touched
+    return VirtualAlloc(nullptr, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+
+void * memory_reserve_inaccessible(size_t size) {
+    return VirtualAlloc(nullptr, size, MEM_RESERVE, PAGE_NOACCESS);
+}
+
+void memory_unmap(void * address, size_t) {
+    VirtualFree(address, 0, MEM_RELEASE);
+}
+
+static void release_pages(void * begin, size_t size) {
+    // decommit and commit again: the pages go and come back as zeros
+    if (VirtualFree(begin, size, MEM_DECOMMIT)) {
+        VirtualAlloc(begin, size, MEM_COMMIT, PAGE_READWRITE);
+    }
+}
+
+#else
+
+size_t page_size() {
+    static const size_t size = (size_t) sysconf(_SC_PAGESIZE);
+    return size;
+}
+
+static void * map_pages(size_t size, int protection) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#if defined(MAP_NORESERVE)
+    flags |= MAP_NORESERVE;
+#endif
+    void * address = mmap(nullptr, size, protection, flags, -1, 0);
+    if (address == MAP_FAILED) {
+        return nullptr;
+    }
+#if defined(MADV_NOHUGEPAGE)
+    // A huge page is given back only as a whole: a head that keeps a few slots would hold two megabytes.
+    madvise(address, size, MADV_NOHUGEPAGE);
+#endif
+    return address;
+}
+
+void * memory_reserve(size_t size) {
+    return map_pages(size, PROT_READ | PROT_WRITE);
+}
+
+void * memory_reserve_inaccessible(size_t size) {
+    return map_pages(size, PROT_NONE);
+}
+
+void memory_unmap(void * address, size_t size) {
+    munmap(address, size);
+}
+
+static void release_pages(void * begin, size_t size) {
+#if defined(__linux__)
+    madvise(begin, size, MADV_DONTNEED);
+#else
+    // elsewhere MADV_DONTNEED is only a hint: a fresh mapping in the same place is not
+    mmap(begin, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+#endif
+}
+
+#endif
+
+void memory_release(void * begin, void * end) {
+    const uintptr_t page  = page_size();
+    const uintptr_t first = ((uintptr_t) begin + page - 1) / page * page;
+    const uintptr_t last  = (uintptr_t) end / page * page;
+    if (first < last) {
+        release_pages((void *) first, last - first);
+    }
+}
+
+mapping::mapping(size_t size) : size_(size) {
+    if (size == 0) {
+        return;
+    }
+    data_ = (char *) memory_reserve(size);
+    if (!data_) {
+        throw std::bad_alloc();
+    }
+}
+
+mapping::mapping(mapping && other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+mapping & mapping::operator=(mapping && other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+mapping::~mapping() {
+    if (data_) {
+        memory_unmap(data_, size_);
+    }
+}
+
+} // namespace kvasir

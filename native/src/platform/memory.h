@@ -1,0 +1,40 @@
+// Address space and the pages behind it. The only place that talks to the operating system about memory.
+#pragma once
+
+#include <cstddef>
+
+namespace kvasir {
+
+size_t page_size();
+
+// Address space for size bytes, zero-filled on first touch and without memory until then; nullptr when there is none.
+void * memory_reserve(size_t size);
+
+// Address space that must never be read or written.
+void * memory_reserve_inaccessible(size_t size);
+
+void memory_unmap(void * address, size_t size);
+
+// Gives the whole pages inside [begin, end) back; they read as zero afterwards.
+void memory_release(void * begin, void * end);
+
+// An address range that is mapped on construction and unmapped on destruction.
+class mapping {
+public:
+    mapping() = default;
+    explicit mapping(size_t size);   // throws std::bad_alloc
+    mapping(mapping && other) noexcept;
+    mapping & operator=(mapping && other) noexcept;
+    mapping(const mapping &) = delete;
+    mapping & operator=(const mapping &) = delete;
+    ~mapping();
+
+    char * data() const { return data_; }
+    size_t size() const { return size_; }
+
+private:
+    char * data_ = nullptr;
+    size_t size_ = 0;
+};
+
+} // namespace kvasir

@@ -1,0 +1,312 @@
+#include "cache.h"
+
+#include "../error.h"
+
+#include <algorithm>
+#include <cstring>
+
+using namespace kvasir;
+
+namespace kvasir {
+
+static size_t whole_pages(size_t size) { return (size + page_size() - 1) / page_size() * page_size(); }
+
+// the arrays of one head's slot table, each of n_cells entries
+enum table_column { CELL, POS, SCORE, SLOT_PLUS_1, TABLE_COLUMNS };
+
+void layer::configure(int32_t heads_q, int32_t heads_kv, int32_t dim_k, int32_t dim_v) {
+    if (configured()) {
+        return;
+    }
+    const int n = n_stream * heads_kv;
+    k.format = rows_format(k.tensor->type, dim_k, /*tiled =*/ true);
+    v.format = rows_format(v.tensor->type, dim_v, /*tiled =*/ false);
+    for (side * s : {&k, &v}) {
+        s->head_bytes = whole_pages(rows_bytes(s->format, n_cells));
+        s->memory     = mapping(s->head_bytes * (size_t) n);
+    }
+    column_bytes_ = whole_pages((size_t) n_cells * sizeof(int32_t));
+    table_        = mapping(column_bytes_ * TABLE_COLUMNS * (size_t) n);
+    heads.assign((size_t) n, head_store());
+    slot_plus_1.assign((size_t) n, nullptr);
+    touched_.assign((size_t) n, 0);
+    for (int i = 0; i < n; i++) {
+        char * table   = table_.data() + (size_t) i * TABLE_COLUMNS * column_bytes_;
+        heads[i].k     = k.rows(i);
+        heads[i].v     = v.rows(i);
+        heads[i].cell  = (int32_t *) (table + CELL * column_bytes_);
+        heads[i].pos   = (int32_t *) (table + POS * column_bytes_);
+        heads[i].score = (float *) (table + SCORE * column_bytes_);
+        slot_plus_1[i] = (int32_t *) (table + SLOT_PLUS_1 * column_bytes_);
+    }
+    n_head    = heads_q;
+    n_head_kv = heads_kv;
+}
+
+// one column of the statistic of one head: n_cells floats
+float * layer::sums(int index, int32_t column) const {
+    return (float *) sums_.data() + ((size_t) index * sums_per_slot_ + column) * (size_t) n_cells;
+}
+
+int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
+    head_store & h     = heads[index];
+    int32_t &    entry = slot_plus_1[index][cell];
+    if (entry == 0) {
+        const int32_t slot = h.n++;
+        entry              = slot + 1;
+        touched_[index]    = std::max(touched_[index], h.n);
+        h.cell[slot]       = cell;
+        h.pos[slot]        = pos < 0 ? cell : pos;
+        h.score[slot]      = 0;
+        h.ascending        = h.ascending && (slot == 0 || h.cell[slot - 1] < cell);
+        h.max_cell         = std::max(h.max_cell, cell);
+        for (int32_t c = 0; c < sums_per_slot_; c++) {
+            sums(index, c)[slot] = 0;
+        }
+        return slot;
+    }
+    const int32_t slot = entry - 1;
+    if (pos >= 0 && h.pos[slot] != pos) { // llama.cpp gave the cell to another token
+        h.pos[slot]   = pos;
+        h.score[slot] = 0;
+        for (int32_t c = 0; c < sums_per_slot_; c++) {
+            sums(index, c)[slot] = 0;
+        }
+    }
+    return slot;
+}
+
+void layer::release_tail(int index) {
+    head_store &  h     = heads[index];
+    const int32_t old_n = touched_[index];
+    const auto release = [](char * base, size_t from, size_t to) { memory_release(base + whole_pages(from), base + whole_pages(to)); };
+    for (side * s : {&k, &v}) {
+        release(s->rows(index), rows_bytes(s->format, h.n), rows_bytes(s->format, old_n));
+    }
+    for (void * column : {(void *) h.cell, (void *) h.pos, (void *) h.score}) {
+        release((char *) column, (size_t) h.n * sizeof(int32_t), (size_t) old_n * sizeof(int32_t));
+    }
+    touched_[index] = h.n;
+}
+
+void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
+    head_store &  h     = heads[index];
+    const int32_t old_n = h.n;
+    if (n_slots == old_n) {
+        return;
+    }
+    for (side * s : {&k, &v}) {
+        rows_keep(s->format, s->rows(index), slots, n_slots);
+    }
+    for (int32_t i = 0; i < old_n; i++) {
+        slot_plus_1[index][h.cell[i]] = 0;
+    }
+    h.max_cell = -1;
+    for (int32_t i = 0; i < n_slots; i++) {
+        const int32_t from = slots[i];
+        h.cell[i]  = h.cell[from];
+        h.pos[i]   = h.pos[from];
+        h.score[i] = h.score[from];
+        h.max_cell = std::max(h.max_cell, h.cell[i]);
+        slot_plus_1[index][h.cell[i]] = i + 1;
+    }
+    for (int32_t c = 0; c < sums_per_slot_; c++) {
+        float * column = sums(index, c);
+        for (int32_t i = 0; i < n_slots; i++) {
+            column[i] = column[slots[i]];
+        }
+    }
+    h.n = n_slots;
+    release_tail(index);
+}
+
+void layer::evict(int index, int32_t slot) {
+    head_store &  h    = heads[index];
+    const int32_t last = h.n - 1;
+    slot_plus_1[index][h.cell[slot]] = 0;
+    if (slot != last) {
+        for (side * s : {&k, &v}) {
+            rows_move(s->format, s->rows(index), last, slot);
+        }
+        h.cell[slot]  = h.cell[last];
+        h.pos[slot]   = h.pos[last];
+        h.score[slot] = h.score[last];
+        slot_plus_1[index][h.cell[slot]] = slot + 1;
+        for (int32_t c = 0; c < sums_per_slot_; c++) {
+            sums(index, c)[slot] = sums(index, c)[last];
+        }
+        h.ascending = false;
+    }
+    h.n = last;
+    // A head in steady state appends a slot and drops one at every step: pages are returned with some slack, so that one
+    // on the edge does not come and go.
+    const int32_t unused = touched_[index] - last;
+    if ((size_t) unused * v.format.row_bytes > 2 * page_size()) {
+        release_tail(index);
+    }
+}
+
+void layer::truncate(int32_t stream, int32_t first_cell) {
+    std::vector<int32_t> kept;
+    for (int32_t head = 0; head < n_head_kv; head++) {
+        const int          i = index(stream, head);
+        const head_store & h = heads[i];
+        kept.clear();
+        for (int32_t slot = 0; slot < h.n; slot++) {
+            if (h.cell[slot] < first_cell) {
+                kept.push_back(slot);
+            }
+        }
+        keep(i, kept.data(), (int32_t) kept.size());
+    }
+}
+
+void layer::clear() {
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store & h = heads[i];
+        h.n         = 0;
+        h.max_cell  = -1;
+        h.ascending = true;
+        touched_[i] = 0;
+    }
+    n_queries = 0;
+    for (const mapping * m : {&k.memory, &v.memory, &table_, &sums_}) {
+        memory_release(m->data(), m->data() + m->size()); // the slot tables read as empty when they are zero
+    }
+}
+
+void layer::copy_stream(int32_t from, int32_t to, const side & rows) {
+    for (int32_t head = 0; head < n_head_kv; head++) {
+        const int          a = index(from, head), b = index(to, head);
+        const head_store & x = heads[a];
+        head_store &       y = heads[b];
+        if (rows.is_k) { // V follows into the same slots
+            for (int32_t i = 0; i < y.n; i++) {
+                slot_plus_1[b][y.cell[i]] = 0;
+            }
+            memcpy(y.cell, x.cell, (size_t) x.n * sizeof *x.cell);
+            memcpy(y.pos, x.pos, (size_t) x.n * sizeof *x.pos);
+            memcpy(y.score, x.score, (size_t) x.n * sizeof *x.score);
+            for (int32_t i = 0; i < x.n; i++) {
+                slot_plus_1[b][y.cell[i]] = i + 1;
+            }
+            y.n         = x.n;
+            y.max_cell  = x.max_cell;
+            y.ascending = x.ascending;
+            touched_[b] = std::max(touched_[b], y.n);
+            release_tail(b);
+        }
+        memcpy(rows.rows(b), rows.rows(a), rows_bytes(rows.format, x.n));
+    }
+}
+
+size_t layer::resident_bytes() const {
+    size_t bytes = 0;
+    for (size_t i = 0; i < heads.size(); i++) {
+        const int32_t n = touched_[i];
+        bytes += whole_pages(rows_bytes(k.format, n)) + whole_pages(rows_bytes(v.format, n)) +
+                 whole_pages((size_t) n * sizeof(int32_t)) * 3 + whole_pages((size_t) (heads[i].max_cell + 1) * sizeof(int32_t)) +
+                 (size_t) n * sizeof(float) * (size_t) sums_per_slot_;
+    }
+    return bytes;
+}
+
+void layer::start_sums(const statistic & stat) {
+    const int32_t columns = stat.rows * (stat.n_bounds + 1 + (stat.recent_from >= 0 ? 1 : 0));
+    sums_          = mapping((size_t) columns * (size_t) n_cells * heads.size() * sizeof(float));
+    sums_per_slot_ = columns;
+    n_queries      = 0;
+    for (size_t i = 0; i < heads.size(); i++) {
+        heads[i].buckets = sums((int) i, 0);
+        heads[i].recent  = stat.recent_from >= 0 ? sums((int) i, stat.rows * (stat.n_bounds + 1)) : nullptr;
+    }
+}
+
+void layer::stop_sums(const statistic & stat) {
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store & h = heads[i];
+        std::fill(h.score, h.score + h.n, 0.0f);
+        for (int32_t c = 0; c < stat.rows * (stat.n_bounds + 1); c++) {
+            const float * column = sums((int) i, c);
+            for (int32_t slot = 0; slot < h.n; slot++) {
+                h.score[slot] += column[slot] / (float) stat.rows;
+            }
+        }
+        h.buckets = h.recent = nullptr;
+    }
+    sums_          = mapping();
+    sums_per_slot_ = 0;
+}
+
+} // namespace kvasir
+
+layer & kvasir_cache::layer_at(int32_t index) const {
+    if (index < 0 || index >= (int32_t) layers.size()) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("layer %d is not in 0 .. %d", index, (int) layers.size() - 1));
+    }
+    return *layers[(size_t) index];
+}
+
+int kvasir_cache::head_at(const layer & l, int32_t stream, int32_t head) const {
+    if (stream < 0 || stream >= l.n_stream || head < 0 || head >= l.n_head_kv) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("stream %d, head %d: layer %d has %d streams of %d KV heads", stream, head, l.il, l.n_stream, l.n_head_kv));
+    }
+    return l.index(stream, head);
+}
+
+layer & kvasir_cache::layer_of(int32_t il, bool swa, const ggml_tensor * tensor) {
+    for (auto & l : layers) {
+        if (l->il == il && l->swa == swa) {
+            return *l;
+        }
+    }
+    auto l = std::make_unique<layer>();
+    l->cache    = this;
+    l->il       = il;
+    l->swa      = swa;
+    l->n_cells  = (int32_t) tensor->ne[1];
+    l->n_stream = (int32_t) tensor->ne[2];
+    l->k.owner  = l->v.owner = l.get();
+    l->k.is_k   = true;
+    layers.push_back(std::move(l));
+    return *layers.back();
+}
+
+void kvasir_cache::start_statistic(const kvasir_statistic_params & params) {
+    if (params.n_bounds < 0 || (params.n_bounds > 0 && !params.bounds)) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("n_bounds = %d with bounds = %p", params.n_bounds, (const void *) params.bounds));
+    }
+    for (int32_t i = 0; i < params.n_bounds; i++) {
+        if (params.bounds[i] <= (i == 0 ? 0 : params.bounds[i - 1])) {
+            throw error(KVASIR_INVALID_ARGUMENT, format("bounds must be positive and ascend: bounds[%d] = %d", i, params.bounds[i]));
+        }
+    }
+    stop_statistic();
+    bounds.assign(params.bounds, params.bounds + params.n_bounds);
+    recent_from    = params.recent_from;
+    per_query_head = params.per_query_head != 0;
+    for (auto & l : layers) {
+        l->start_sums(statistic_of(*l));
+    }
+    statistic_on = true;
+}
+
+kvasir::statistic kvasir_cache::statistic_of(const layer & l) const {
+    kvasir::statistic s;
+    s.bounds      = bounds.data();
+    s.n_bounds    = (int32_t) bounds.size();
+    s.recent_from = recent_from;
+    s.rows        = per_query_head ? l.n_head / l.n_head_kv : 1;
+    s.capacity    = (size_t) l.n_cells;
+    return s;
+}
+
+void kvasir_cache::stop_statistic() {
+    if (!statistic_on) {
+        return;
+    }
+    for (auto & l : layers) {
+        l->stop_sums(statistic_of(*l));
+    }
+    statistic_on = false;
+}

@@ -1,0 +1,98 @@
+// The ragged store: for every (layer, stream, KV head) just the rows that the head keeps, and which cells they are.
+#pragma once
+
+#include "kvasir.h"
+
+#include "../attention/attention.h"
+#include "../platform/memory.h"
+#include "rows.h"
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace kvasir {
+
+struct layer;
+
+// K or V of a layer: llama.cpp's cache tensor, and our memory for its rows.
+struct side {
+    ggml_tensor * tensor = nullptr;
+    layer *       owner  = nullptr;
+    bool          is_k   = false;
+    row_format    format{};
+    size_t        head_bytes = 0; // address space of one head, whole pages
+    mapping       memory;         // [n_stream][n_head_kv]
+
+    char * rows(int index) const { return memory.data() + (size_t) index * head_bytes; }
+};
+
+// A layer of the model that has KV heads. Their geometry is known when the first FLASH_ATTN_EXT over the layer is seen,
+// which happens while llama.cpp reserves its graphs, before any token is decoded.
+struct layer {
+    kvasir_cache * cache = nullptr;
+    int32_t        il    = -1;    // the model's layer index
+    bool           swa   = false; // in the second, smaller cache of a sliding-window model
+    int32_t        n_stream = 1, n_cells = 0;
+    int32_t        n_head = 0, n_head_kv = 0;
+    side           k, v;
+    std::vector<head_store> heads;       // [n_stream][n_head_kv]
+    std::vector<int32_t *>  slot_plus_1; // [n_stream][n_head_kv][cell]
+    std::vector<int32_t>    query_pos;   // positions of the tokens that were written last, in batch order
+    int64_t                 n_queries = 0; // counted by the running statistic
+
+    bool    configured() const { return n_head_kv > 0; }
+    void    configure(int32_t n_head, int32_t n_head_kv, int32_t head_dim_k, int32_t head_dim_v);
+    int     index(int32_t stream, int32_t head) const { return stream * n_head_kv + head; }
+    size_t  slot_bytes() const { return k.format.row_bytes + v.format.row_bytes; }
+
+    // The slot of a cell, a new one at the end when the head does not hold the cell. pos < 0 leaves the position of a
+    // slot as it is: V follows K into the same slots.
+    int32_t slot_for(int index, int32_t cell, int32_t pos);
+    void    keep(int index, const int32_t * slots, int32_t n_slots); // ascending, distinct, in range
+    void    evict(int index, int32_t slot);
+    void    truncate(int32_t stream, int32_t first_cell);
+    void    clear();
+    void    copy_stream(int32_t from, int32_t to, const side & rows);
+    size_t  resident_bytes() const;
+
+    void    start_sums(const statistic & stat);
+    void    stop_sums(const statistic & stat); // its totals become the scores
+
+private:
+    mapping table_; // the slot tables of all heads
+    size_t  column_bytes_ = 0;      // one array of one head's table, whole pages
+    std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose memory is in use, held or not
+    mapping sums_;  // the statistic of all heads, while it runs
+    int32_t sums_per_slot_ = 0;
+
+    float * sums(int index, int32_t column) const;
+    void    release_tail(int index); // returns the memory of slots >= n
+};
+
+} // namespace kvasir
+
+// The store of one llama_context.
+struct kvasir_cache {
+    std::vector<std::unique_ptr<kvasir::layer>> layers; // ascending by il once the context is made
+    int32_t          n_buffers = 0;                     // KV buffers that llama.cpp asked for
+    kvasir_attention attention = KVASIR_ATTENTION_NATIVE;
+
+    // the statistic, while it runs
+    bool                 statistic_on = false;
+    bool                 per_query_head = false;
+    int32_t              recent_from = -1;
+    std::vector<int32_t> bounds;
+
+    std::atomic<int64_t> attention_ns{0}, append_ns{0};
+    int64_t graphs = 0, graph_ns = 0, prepare_ns = 0;
+
+    kvasir::layer & layer_at(int32_t index) const;                              // checked
+    int             head_at(const kvasir::layer & l, int32_t stream, int32_t head) const; // checked
+    kvasir::layer & layer_of(int32_t il, bool swa, const ggml_tensor * tensor); // found or made
+
+    kvasir::statistic statistic_of(const kvasir::layer & l) const;
+    void start_statistic(const kvasir_statistic_params & params);
+    void stop_statistic();
+};

@@ -1,0 +1,532 @@
+// Contexts of llama.cpp over the store, for every shape of attention, against unmodified llama.cpp: the same model, the
+// same tokens. The yardstick is llama.cpp's own difference between its two attention paths on the same input.
+#include "check.h"
+#include "synthetic_model.h"
+
+#include "kvasir.h"
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::string       folder; // for the models
+ggml_backend_dev_t proxy;
+
+struct model_file {
+    std::string   path;
+    llama_model * stock = nullptr;
+    llama_model * ours  = nullptr;
+
+    explicit model_file(const synthetic_model & m) : path(folder + "/" + m.arch + ".gguf") {
+        m.write(path);
+        llama_model_params params = llama_model_default_params();
+        params.n_gpu_layers = 0;
+        ggml_backend_dev_t none[] = {nullptr};
+        params.devices = none;
+        stock = llama_model_load_from_file(path.c_str(), params);
+        ggml_backend_dev_t devices[] = {proxy, nullptr};
+        params.devices      = devices;
+        params.n_gpu_layers = 999;
+        const kvasir_status status = kvasir_model_load(path.c_str(), &params, &ours);
+        CHECK(stock && status == KVASIR_OK, "%s: %s", m.arch, kvasir_last_error());
+        if (!stock || !ours) {
+            exit(1);
+        }
+    }
+    ~model_file() {
+        llama_model_free(stock);
+        llama_model_free(ours);
+        remove(path.c_str());
+    }
+};
+
+llama_context_params context_params() {
+    llama_context_params p = llama_context_default_params();
+    p.n_ctx           = 1024;
+    p.n_batch         = 512;
+    p.n_ubatch        = 128;
+    p.n_threads       = 2;
+    p.n_threads_batch = 2;
+    p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    p.swa_full        = false;
+    p.no_perf         = true;
+    return p;
+}
+
+struct context {
+    llama_context * c     = nullptr;
+    kvasir_cache *  cache = nullptr;
+    int             n_vocab;
+
+    context(llama_model * model, const llama_context_params & params, bool ours, kvasir_attention attention = KVASIR_ATTENTION_NATIVE) {
+        const kvasir_status status = kvasir_context_new(model, &params, attention, &c, ours ? &cache : nullptr);
+        CHECK(status == KVASIR_OK, "%s", kvasir_last_error());
+        if (status != KVASIR_OK) {
+            exit(1);
+        }
+        n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+    }
+    ~context() { kvasir_context_free(c, cache); }
+    context(const context &) = delete;
+
+    // logits of every token
+    std::vector<float> decode(const std::vector<llama_token> & tokens, int32_t first_pos, llama_seq_id seq = 0) {
+        std::vector<float> logits;
+        for (size_t at = 0; at < tokens.size();) {
+            const int32_t n     = (int32_t) std::min(tokens.size() - at, (size_t) llama_n_batch(c));
+            llama_batch   batch = llama_batch_init(n, 0, 1);
+            batch.n_tokens      = n;
+            for (int32_t i = 0; i < n; i++) {
+                batch.token[i]     = tokens[at + (size_t) i];
+                batch.pos[i]       = first_pos + (int32_t) at + i;
+                batch.n_seq_id[i]  = 1;
+                batch.seq_id[i][0] = seq;
+                batch.logits[i]    = 1;
+            }
+            int32_t             result = 0;
+            const kvasir_status status = kvasir_decode(c, &batch, &result);
+            CHECK(status == KVASIR_OK && result == 0, "decode: %d, %s", result, kvasir_last_error());
+            for (int32_t i = 0; i < n; i++) {
+                const float * row = llama_get_logits_ith(c, i);
+                logits.insert(logits.end(), row, row + n_vocab);
+            }
+            llama_batch_free(batch);
+            at += (size_t) n;
+        }
+        return logits;
+    }
+};
+
+double mean_kl(const std::vector<float> & a, const std::vector<float> & b, int n_vocab) {
+    double total = 0;
+    const size_t rows = a.size() / (size_t) n_vocab;
+    for (size_t r = 0; r < rows; r++) {
+        const float * x = a.data() + r * (size_t) n_vocab, * y = b.data() + r * (size_t) n_vocab;
+        const double  mx = *std::max_element(x, x + n_vocab), my = *std::max_element(y, y + n_vocab);
+        double sx = 0, sy = 0, kl = 0;
+        for (int i = 0; i < n_vocab; i++) {
+            sx += std::exp(x[i] - mx);
+            sy += std::exp(y[i] - my);
+        }
+        for (int i = 0; i < n_vocab; i++) {
+            const double lx = x[i] - mx - std::log(sx), ly = y[i] - my - std::log(sy);
+            kl += std::exp(lx) * (lx - ly);
+        }
+        total += kl;
+    }
+    return total / (double) rows;
+}
+
+std::vector<llama_token> random_tokens(size_t n, uint32_t seed) {
+    std::mt19937 rng(seed);
+    std::vector<llama_token> tokens(n);
+    for (auto & t : tokens) {
+        t = (llama_token) (rng() % 300);
+    }
+    return tokens;
+}
+
+std::vector<float> prompt_and_steps(context & c, int32_t n_prompt, int32_t n_steps) {
+    std::vector<float> logits = c.decode(random_tokens((size_t) n_prompt, 7), 0);
+    const auto         steps  = random_tokens((size_t) n_steps, 8);
+    for (int32_t i = 0; i < n_steps; i++) {
+        const auto row = c.decode({steps[(size_t) i]}, n_prompt + i);
+        logits.insert(logits.end(), row.begin(), row.end());
+    }
+    return logits;
+}
+
+// Rounding to f16 of K, V or partial sums moves logits of order 1 by about 1e-4, so the KL of two right answers is of
+// order 1e-8; the factor allows for the spread of that noise between two inputs of a few hundred tokens.
+constexpr double NOISE_FACTOR = 2.0, NOISE_FLOOR = 2e-8;
+
+void check_same(const char * what, const std::vector<float> & ours, const std::vector<float> & stock, double noise, int n_vocab) {
+    const double kl = mean_kl(stock, ours, n_vocab);
+    printf("  %-44s KL %.2e (llama.cpp's own two paths %.2e)\n", what, kl, noise);
+    CHECK(ours.size() == stock.size() && kl <= NOISE_FACTOR * noise + NOISE_FLOOR, "%s: KL %.3e, noise %.3e", what, kl, noise);
+}
+
+// ---- keeping all ----
+
+void test_shapes() {
+    struct shape {
+        const char * name;
+        synthetic_model m;
+    };
+    std::vector<shape> shapes;
+    const auto add = [&](const char * name, const char * arch, int32_t heads, int32_t kv, int32_t dim, int32_t swa = 0) {
+        synthetic_model m;
+        m.arch = arch; m.n_head = heads; m.n_head_kv = kv; m.head_dim = dim; m.n_swa = swa;
+        if (strcmp(arch, "mpt") == 0) {
+            m.n_embd = heads * dim;
+        }
+        shapes.push_back({name, m});
+    };
+    add("grouped, 3 query heads a KV head, dim 64", "llama", 6, 2, 64);
+    add("one KV head, dim 128", "llama", 4, 1, 128);
+    add("as many KV heads, dim 80", "llama", 3, 3, 80);
+    add("dim 96", "llama", 4, 2, 96);
+    add("dim 256", "llama", 2, 1, 256);
+    add("dim 40", "llama", 4, 2, 40);
+    add("ALiBi", "mpt", 4, 4, 32);
+    add("soft-capped, sliding window of 96", "gemma2", 4, 2, 64, 96);
+    for (const shape & s : shapes) {
+        model_file m(s.m);
+        llama_context_params params = context_params();
+        context stock(m.stock, params, false);
+        const auto reference = prompt_and_steps(stock, 300, 40);
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        context plain(m.stock, params, false);
+        const double noise = mean_kl(reference, prompt_and_steps(plain, 300, 40), stock.n_vocab);
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+
+        context ours(m.ours, params, true);
+        check_same(s.name, prompt_and_steps(ours, 300, 40), reference, noise, stock.n_vocab);
+        CHECK(kvasir_cache_n_layers(ours.cache) == s.m.n_layer, "%d layers", kvasir_cache_n_layers(ours.cache));
+        kvasir_layer_info info;
+        CHECK(kvasir_cache_layer(ours.cache, 0, &info) == KVASIR_OK && info.n_head_kv == s.m.n_head_kv && info.n_head == s.m.n_head && info.head_dim_k == s.m.head_dim,
+              "layer 0: %d KV heads, %d query heads, dim %d", info.n_head_kv, info.n_head, info.head_dim_k);
+        if (s.m.n_swa == 0) { // a ring of cells: slots are not in the order of the cells
+            context portable(m.ours, params, true, KVASIR_ATTENTION_PORTABLE);
+            const auto same = prompt_and_steps(portable, 300, 40);
+            CHECK(same == reference, "%s: ggml's kernel over the store is not bit-identical, KL %.3e", s.name, mean_kl(reference, same, stock.n_vocab));
+        }
+    }
+}
+
+void test_types() {
+    model_file m(synthetic_model{});
+    const std::pair<ggml_type, ggml_type> pairs[] = {{GGML_TYPE_F16, GGML_TYPE_Q8_0}, {GGML_TYPE_Q8_0, GGML_TYPE_Q8_0}, {GGML_TYPE_BF16, GGML_TYPE_BF16},
+                                                     {GGML_TYPE_Q4_0, GGML_TYPE_Q4_0}, {GGML_TYPE_Q4_1, GGML_TYPE_Q5_1}, {GGML_TYPE_Q5_0, GGML_TYPE_F16}};
+    for (const auto & [k, v] : pairs) {
+        llama_context_params params = context_params();
+        params.type_k = k;
+        params.type_v = v;
+        context stock(m.stock, params, false);
+        const auto reference = prompt_and_steps(stock, 300, 40);
+        context ours(m.ours, params, true);
+        const auto logits = prompt_and_steps(ours, 300, 40);
+        // llama.cpp rounds the query to 8 bits (bf16 for bf16) before it multiplies it with a quantised K, we do not: the
+        // yardstick is what storing K and V in that type does at all
+        params.type_k = params.type_v = GGML_TYPE_F16;
+        context full(m.stock, params, false);
+        const double loss = mean_kl(prompt_and_steps(full, 300, 40), reference, stock.n_vocab);
+        const double kl   = mean_kl(reference, logits, stock.n_vocab);
+        printf("  K %-5s V %-5s KL %.2e (the types themselves cost %.2e)\n", ggml_type_name(k), ggml_type_name(v), kl, loss);
+        CHECK(kl <= loss, "K %s V %s: KL %.3e to llama.cpp with the same types, loss %.3e", ggml_type_name(k), ggml_type_name(v), kl, loss);
+        params.type_k = k;
+        params.type_v = v;
+        context portable(m.ours, params, true, KVASIR_ATTENTION_PORTABLE);
+        CHECK(prompt_and_steps(portable, 300, 40) == reference, "K %s V %s: ggml's kernel over the store is not bit-identical", ggml_type_name(k), ggml_type_name(v));
+    }
+}
+
+// ---- several sequences ----
+
+std::vector<float> sequences(context & c) {
+    std::vector<float> all;
+    const auto run = [&](const std::vector<llama_token> & tokens, int32_t pos, llama_seq_id seq) {
+        const auto logits = c.decode(tokens, pos, seq);
+        all.insert(all.end(), logits.begin(), logits.end());
+    };
+    llama_memory_t memory = llama_get_memory(c.c);
+    run(random_tokens(100, 1), 0, 0);
+    run(random_tokens(80, 2), 0, 1);
+    llama_memory_seq_cp(memory, 0, 2, -1, -1);
+    run(random_tokens(5, 3), 100, 2);
+    llama_memory_seq_rm(memory, 1, 40, -1); // its cells are used again
+    run(random_tokens(60, 4), 40, 1);
+    for (int step = 0; step < 4; step++) {
+        run({(llama_token) (10 + step)}, 100 + step, 0);
+        run({(llama_token) (20 + step)}, 100 + step, 1);
+        run({(llama_token) (30 + step)}, 105 + step, 2);
+    }
+    return all;
+}
+
+void test_sequences() {
+    model_file m(synthetic_model{});
+    for (bool unified : {true, false}) {
+        llama_context_params params = context_params();
+        params.n_seq_max  = 3;
+        params.kv_unified = unified;
+        params.n_ctx      = 3 * 512;
+        context stock(m.stock, params, false), ours(m.ours, params, true), portable(m.ours, params, true, KVASIR_ATTENTION_PORTABLE);
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        context plain(m.stock, params, false);
+        const auto   reference = sequences(stock);
+        const double noise     = mean_kl(reference, sequences(plain), stock.n_vocab);
+        check_same(unified ? "three sequences in one stream" : "three sequences in three streams", sequences(ours), reference, noise, stock.n_vocab);
+        check_same(unified ? "  by ggml's kernel" : "  by ggml's kernel, streams", sequences(portable), reference, noise, stock.n_vocab);
+    }
+}
+
+// ---- eviction ----
+
+void evict_randomly(kvasir_cache * cache, uint32_t seed, double share) {
+    std::mt19937 rng(seed);
+    for (int32_t l = 0; l < kvasir_cache_n_layers(cache); l++) {
+        kvasir_layer_info info;
+        kvasir_cache_layer(cache, l, &info);
+        for (int32_t h = 0; h < info.n_head_kv; h++) {
+            kvasir_head_view view;
+            kvasir_cache_head(cache, l, 0, h, &view);
+            std::vector<int32_t> slots;
+            for (int32_t s = 0; s < *view.n_slots; s++) {
+                if (rng() % 1000 >= 1000 * share * (h + 1) || s < 4) { // heads of different lengths
+                    slots.push_back(s);
+                }
+            }
+            CHECK(kvasir_cache_keep(cache, l, 0, h, slots.data(), (int32_t) slots.size()) == KVASIR_OK, "%s", kvasir_last_error());
+            for (int32_t s = 0; s < *view.n_slots; s++) {
+                CHECK(view.slot_plus_1[view.cell[s]] == s + 1 && view.pos[s] == view.cell[s], "layer %d head %d slot %d: cell %d pos %d", l, h, s, view.cell[s], view.pos[s]);
+            }
+            if (h == 0) { // single slots too: the last one moves into the hole
+                kvasir_eviction single[] = {{l, 0, h, *view.n_slots - 5}, {l, 0, h, 7}};
+                CHECK(kvasir_cache_evict(cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+        }
+    }
+}
+
+void test_eviction() {
+    model_file m(synthetic_model{});
+    for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+        llama_context_params params = context_params();
+        params.type_k = params.type_v = type;
+        context ours(m.ours, params, true), portable(m.ours, params, true, KVASIR_ATTENTION_PORTABLE), kept(m.ours, params, true);
+        const auto run = [&](context & c, bool evict) {
+            c.decode(random_tokens(400, 11), 0);
+            if (evict) {
+                evict_randomly(c.cache, 5, 0.3);
+            }
+            auto logits = c.decode(random_tokens(30, 12), 400); // a second turn, against the compressed cache
+            if (evict) {
+                evict_randomly(c.cache, 6, 0.2);
+            }
+            for (int32_t i = 0; i < 20; i++) {
+                const auto row = c.decode({(llama_token) (40 + i)}, 430 + i);
+                logits.insert(logits.end(), row.begin(), row.end());
+            }
+            return logits;
+        };
+        const auto   a = run(ours, true), b = run(portable, true), all = run(kept, false);
+        const double kl = mean_kl(b, a, ours.n_vocab), effect = mean_kl(all, a, ours.n_vocab);
+        printf("  evicted, %s: KL to ggml's kernel over the same sets %.2e, to the full cache %.2e\n", ggml_type_name(type), kl, effect);
+        CHECK(kl < 1e-3 * effect, "KL %.3e over the same sets, %.3e to the full cache", kl, effect);
+    }
+}
+
+// ---- state, memory, statistic ----
+
+void test_state() {
+    model_file m(synthetic_model{});
+    for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+        llama_context_params params = context_params();
+        params.type_k = params.type_v = type;
+        context c(m.ours, params, true);
+        c.decode(random_tokens(300, 3), 0);
+        evict_randomly(c.cache, 9, 0.3);
+        kvasir_bytes before, after;
+        kvasir_cache_bytes(c.cache, &before);
+        std::vector<uint8_t> state(llama_state_seq_get_size(c.c, 0));
+        CHECK(llama_state_seq_get_data(c.c, state.data(), state.size(), 0) == state.size(), "size of the state");
+        const auto expected = c.decode({77}, 300);
+        llama_memory_clear(llama_get_memory(c.c), true);
+        kvasir_cache_bytes(c.cache, &after);
+        CHECK(after.slots == 0 && after.resident_bytes == 0, "%lld slots after clear", (long long) after.slots);
+        CHECK(llama_state_seq_set_data(c.c, state.data(), state.size(), 0) == state.size(), "state was not taken");
+        kvasir_cache_bytes(c.cache, &after);
+        CHECK(after.slots == before.slots, "%lld slots, %lld before", (long long) after.slots, (long long) before.slots);
+        const auto   again = c.decode({77}, 300);
+        const double kl    = mean_kl(expected, again, c.n_vocab); // the slots are in another order: sums round differently
+        CHECK(kl < NOISE_FLOOR, "%s: KL after restore %.3e", ggml_type_name(type), kl);
+    }
+}
+
+long resident_kib() {
+    FILE * f = fopen("/proc/self/smaps_rollup", "r");
+    long   kib = -1;
+    char   line[256];
+    while (f && fgets(line, sizeof line, f)) {
+        if (sscanf(line, "Rss: %ld kB", &kib) == 1) {
+            break;
+        }
+    }
+    if (f) {
+        fclose(f);
+    }
+    return kib;
+}
+
+void test_memory() {
+    synthetic_model shape;
+    shape.n_layer = 8; shape.n_head = 8; shape.n_head_kv = 8;
+    model_file m(shape);
+    llama_context_params params = context_params();
+    params.n_ctx = 4096;
+    context c(m.ours, params, true);
+    c.decode(random_tokens(3000, 3), 0);
+    kvasir_bytes before, after;
+    kvasir_cache_bytes(c.cache, &before);
+    CHECK(before.slots == 8 * 8 * 3000 && before.kept_bytes == before.slots * 64 * 2 * 2, "%lld slots", (long long) before.slots);
+    CHECK(before.full_bytes == 8LL * 8 * 4096 * 64 * 2 * 2, "full %lld", (long long) before.full_bytes);
+    const long rss = resident_kib();
+    for (int32_t l = 0; l < 8; l++) {
+        for (int32_t h = 0; h < 8; h++) {
+            std::vector<int32_t> slots(1000);
+            for (int32_t i = 0; i < 1000; i++) {
+                slots[(size_t) i] = 3 * i;
+            }
+            kvasir_cache_keep(c.cache, l, 0, h, slots.data(), 1000);
+        }
+    }
+    kvasir_cache_bytes(c.cache, &after);
+    const double evicted = (double) (before.kept_bytes - after.kept_bytes) / 1024, fell = rss < 0 ? -1 : (double) (rss - resident_kib());
+    printf("  evicted %.0f KiB, the process shrank by %.0f KiB\n", evicted, fell);
+    // the slot tables of the evicted slots, 12 bytes each, go too: at most 5% more than K and V
+    CHECK(rss < 0 || (fell > 0.98 * evicted && fell < 1.07 * evicted), "evicted %.0f KiB, the process shrank by %.0f KiB", evicted, fell);
+}
+
+void test_statistic() {
+    model_file m(synthetic_model{});
+    llama_context_params params = context_params();
+    context c(m.ours, params, true), plain(m.ours, params, true);
+    const int32_t bounds[] = {1, 16, 100};
+    kvasir_statistic_params wrong = {bounds, 3, 250, 0};
+    const int32_t falling[] = {4, 4};
+    wrong.bounds = falling; wrong.n_bounds = 2;
+    CHECK(kvasir_statistic_start(c.cache, &wrong) == KVASIR_INVALID_ARGUMENT, "bounds that do not ascend were taken");
+    for (int32_t per_query_head : {0, 1}) {
+        llama_memory_clear(llama_get_memory(c.c), true);
+        llama_memory_clear(llama_get_memory(plain.c), true);
+        const kvasir_statistic_params params_ok = {bounds, 3, 250, per_query_head};
+        CHECK(kvasir_statistic_start(c.cache, &params_ok) == KVASIR_OK, "%s", kvasir_last_error());
+        const auto a = prompt_and_steps(c, 280, 20), b = prompt_and_steps(plain, 280, 20);
+        CHECK(mean_kl(b, a, c.n_vocab) < NOISE_FLOOR, "the statistic changed the output: KL %.3e", mean_kl(b, a, c.n_vocab));
+        const int32_t rows = per_query_head ? 3 : 1;
+        std::vector<float> buckets((size_t) rows * 4 * 300), recent((size_t) rows * 300);
+        int64_t n_queries = 0;
+        CHECK(kvasir_statistic_read(c.cache, 1, 0, 1, buckets.data(), recent.data(), &n_queries) == KVASIR_OK && n_queries == 300, "%s, %lld queries", kvasir_last_error(), (long long) n_queries);
+        for (int32_t r = 0; r < rows; r++) {
+            double total = 0, late = 0, own_last = 0;
+            for (int32_t i = 0; i < 4 * 300; i++) {
+                total += buckets[(size_t) (r * 4 * 300 + i)];
+            }
+            for (int32_t i = 0; i < 300; i++) {
+                late += recent[(size_t) (r * 300 + i)];
+            }
+            own_last = buckets[(size_t) (r * 4 * 300 + 299)];
+            // every query's weights sum to 1; f32 sums of 300 queries
+            CHECK(std::fabs(total - 300) < 3e-3 && std::fabs(late - 50) < 1e-3 && own_last > 0 && own_last < 1, "row %d: total %.5f of 300, late %.5f of 50, own %.5f", r, total, late, own_last);
+            // the last token was seen by nobody but itself
+            CHECK(buckets[(size_t) (r * 4 * 300 + 300 + 299)] == 0, "the last token was seen from a distance");
+        }
+        CHECK(kvasir_statistic_stop(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+        kvasir_head_view view;
+        kvasir_cache_head(c.cache, 1, 0, 1, &view);
+        double score = 0;
+        for (int32_t s = 0; s < *view.n_slots; s++) {
+            score += view.score[s];
+        }
+        CHECK(std::fabs(score - 300) < 3e-3, "scores sum to %.5f", score);
+        kvasir_cache_track(c.cache, 1, 0, 1, 1); // and go on, if asked to
+        c.decode({5}, 300);
+        c.decode(random_tokens(9, 1), 301);
+        score = 0;
+        for (int32_t s = 0; s < *view.n_slots; s++) {
+            score += view.score[s];
+        }
+        CHECK(std::fabs(score - 310) < 3e-3, "scores sum to %.5f of 310", score);
+        kvasir_cache_track(c.cache, 1, 0, 1, 0);
+    }
+}
+
+// ---- what must be refused ----
+
+void expect(kvasir_status wanted, const char * word, llama_model * model, const llama_context_params & params) {
+    llama_context * c     = nullptr;
+    kvasir_cache *  cache = nullptr;
+    const kvasir_status status = kvasir_context_new(model, &params, KVASIR_ATTENTION_NATIVE, &c, &cache);
+    printf("  %d: %s\n", status, kvasir_last_error());
+    CHECK(status == wanted && strstr(kvasir_last_error(), word), "status %d, wanted %d with '%s': %s", status, wanted, word, kvasir_last_error());
+    if (status == KVASIR_OK) {
+        kvasir_context_free(c, cache);
+    }
+}
+
+void test_refusals() {
+    {
+        model_file m(synthetic_model{});
+        llama_context_params params = context_params();
+        expect(KVASIR_NOT_INTERCEPTED, "store", m.stock, params);
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        expect(KVASIR_INVALID_ARGUMENT, "flash_attn", m.ours, params);
+        params = context_params();
+        params.type_k = GGML_TYPE_F32;
+        expect(KVASIR_UNSUPPORTED, "KV types", m.ours, params);
+        llama_model_params half = llama_model_default_params();
+        ggml_backend_dev_t devices[] = {proxy, nullptr};
+        half.devices      = devices;
+        half.n_gpu_layers = 2;
+        llama_model * split = nullptr;
+        CHECK(kvasir_model_load(m.path.c_str(), &half, &split) == KVASIR_OK, "%s", kvasir_last_error());
+        expect(KVASIR_NOT_INTERCEPTED, "layer", split, context_params());
+        llama_model_free(split);
+        llama_model * none = nullptr;
+        CHECK(kvasir_model_load("no such file", &half, &none) == KVASIR_FAILED, "a missing file was loaded");
+    }
+    for (const char * arch : {"deepseek2", "mamba"}) {
+        synthetic_model shape;
+        shape.arch      = arch;
+        shape.n_head_kv = strcmp(arch, "deepseek2") == 0 ? shape.n_head : 2;
+        model_file m(shape);
+        expect(KVASIR_UNSUPPORTED, strcmp(arch, "mamba") == 0 ? "recurrent" : "latent", m.ours, context_params());
+    }
+    ggml_backend_device * device = nullptr;
+    CHECK(kvasir_device("Nonesuch0", &device) == KVASIR_INVALID_ARGUMENT && strstr(kvasir_last_error(), "CPU"), "%s", kvasir_last_error());
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 3) {
+        fprintf(stderr, "usage: context_test FOLDER_OF_LLAMA_CPP_LIBRARIES FOLDER_FOR_MODELS [TEST]\n");
+        return 2;
+    }
+    folder = argv[2];
+    const std::string only = argc > 3 ? argv[3] : "";
+    llama_log_set([](ggml_log_level level, const char * text, void *) {
+        if (level >= GGML_LOG_LEVEL_ERROR) {
+            fputs(text, stdout);
+        }
+    }, nullptr);
+    ggml_backend_load_all_from_path(argv[1]);
+    llama_backend_init();
+    CHECK(kvasir_init() == KVASIR_OK, "%s", kvasir_last_error());
+    CHECK(kvasir_device("CPU", &proxy) == KVASIR_OK, "%s", kvasir_last_error());
+    if (!proxy) {
+        return check::finish("context_test");
+    }
+    const std::pair<const char *, std::function<void()>> tests[] = {
+        {"shapes", test_shapes}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction},
+        {"state", test_state}, {"memory", test_memory}, {"statistic", test_statistic}, {"refusals", test_refusals}};
+    for (const auto & [name, test] : tests) {
+        if (only.empty() || only == name) {
+            printf("%s\n", name);
+            test();
+        }
+    }
+    llama_backend_free();
+    return check::finish("context_test");
+}

@@ -1,0 +1,173 @@
+#include "synthetic_model.h"
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+namespace {
+
+class writer {
+public:
+    writer(const synthetic_model & m) : m(m), rng(m.seed), gguf(gguf_init_empty()) {
+        ctx = ggml_init({(size_t) 256 << 20, nullptr, false});
+        gguf_set_val_str(gguf, "general.architecture", m.arch);
+        gguf_set_val_str(gguf, "tokenizer.ggml.model", "no_vocab");
+        number("vocab_size", m.n_vocab);
+        number("context_length", 8192);
+        number("embedding_length", m.n_embd);
+        number("block_count", m.n_layer);
+        number("feed_forward_length", m.n_ff);
+        number("attention.head_count", m.n_head);
+        number("attention.head_count_kv", m.n_head_kv);
+        tensor("token_embd.weight", 1.0f, m.n_embd, m.n_vocab);
+        norm("output_norm.weight", m.n_embd);
+        tensor("output.weight", 3.0f / std::sqrt((float) m.n_embd), m.n_embd, m.n_vocab);
+    }
+    ~writer() {
+        gguf_free(gguf);
+        ggml_free(ctx);
+    }
+
+    std::string key(const char * name) const { return std::string(m.arch) + "." + name; }
+    void number(const char * name, int32_t value) { gguf_set_val_u32(gguf, key(name).c_str(), (uint32_t) value); }
+    void real(const char * name, float value) { gguf_set_val_f32(gguf, key(name).c_str(), value); }
+
+    void tensor(const std::string & name, float deviation, int64_t n0, int64_t n1 = 1, int64_t n2 = 1) {
+        ggml_tensor * t = n2 > 1 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n0, n1, n2)
+                        : n1 > 1 ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n0, n1) : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n0);
+        std::normal_distribution<float> normal(0.0f, deviation);
+        for (int64_t i = 0; i < ggml_nelements(t); i++) {
+            ((float *) t->data)[i] = normal(rng);
+        }
+        ggml_set_name(t, name.c_str());
+        gguf_add_tensor(gguf, t);
+    }
+    void matrix(const std::string & name, int64_t n0, int64_t n1, float gain = 1.0f) { tensor(name, gain / std::sqrt((float) n0), n0, n1); }
+    void norm(const std::string & name, int64_t n) {
+        ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n);
+        std::uniform_real_distribution<float> near_one(0.9f, 1.1f);
+        for (int64_t i = 0; i < n; i++) {
+            ((float *) t->data)[i] = near_one(rng);
+        }
+        ggml_set_name(t, name.c_str());
+        gguf_add_tensor(gguf, t);
+    }
+
+    const synthetic_model & m;
+    std::mt19937   rng;
+    gguf_context * gguf;
+    ggml_context * ctx;
+};
+
+void write_llama(writer & w, const std::string & b) {
+    const synthetic_model & m = w.m;
+    constexpr float sharp = 1.6f; // attention that is not uniform
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * m.head_dim, sharp);
+    w.matrix(b + "attn_k.weight", m.n_embd, m.n_head_kv * m.head_dim, sharp);
+    w.matrix(b + "attn_v.weight", m.n_embd, m.n_head_kv * m.head_dim);
+    w.matrix(b + "attn_output.weight", m.n_head * m.head_dim, m.n_embd);
+    w.norm(b + "ffn_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_gate.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_up.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
+}
+
+void write_gemma2(writer & w, const std::string & b) {
+    write_llama(w, b);
+    w.norm(b + "post_attention_norm.weight", w.m.n_embd);
+    w.norm(b + "post_ffw_norm.weight", w.m.n_embd);
+}
+
+void write_mpt(writer & w, const std::string & b) {
+    const synthetic_model & m = w.m;
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_qkv.weight", m.n_embd, (m.n_head + 2 * m.n_head_kv) * m.head_dim, 1.6f);
+    w.matrix(b + "attn_output.weight", m.n_head * m.head_dim, m.n_embd);
+    w.norm(b + "ffn_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_up.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
+}
+
+constexpr int32_t LATENT = 64, ROPE_DIM = 32, NOPE_DIM = 32, VALUE_DIM = 32;
+
+void write_deepseek2(writer & w, const std::string & b) {
+    const synthetic_model & m = w.m;
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * (ROPE_DIM + NOPE_DIM));
+    w.matrix(b + "attn_kv_a_mqa.weight", m.n_embd, LATENT + ROPE_DIM);
+    w.norm(b + "attn_kv_a_norm.weight", LATENT);
+    w.tensor(b + "attn_k_b.weight", 0.1f, NOPE_DIM, LATENT, m.n_head);
+    w.tensor(b + "attn_v_b.weight", 0.1f, LATENT, VALUE_DIM, m.n_head);
+    w.matrix(b + "attn_output.weight", m.n_head * VALUE_DIM, m.n_embd);
+    w.norm(b + "ffn_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_gate.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_up.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
+}
+
+constexpr int32_t CONV = 4, STATE = 16, DT_RANK = 8;
+
+void write_mamba(writer & w, const std::string & b) {
+    const int32_t n = w.m.n_embd, inner = 2 * n;
+    w.norm(b + "attn_norm.weight", n);
+    w.matrix(b + "ssm_in.weight", n, 2 * inner);
+    w.tensor(b + "ssm_conv1d.weight", 0.3f, CONV, inner);
+    w.tensor(b + "ssm_conv1d.bias", 0.1f, inner);
+    w.matrix(b + "ssm_x.weight", inner, DT_RANK + 2 * STATE);
+    w.matrix(b + "ssm_dt.weight", DT_RANK, inner);
+    w.tensor(b + "ssm_dt.bias", 0.1f, inner);
+    w.tensor(b + "ssm_a", 0.1f, STATE, inner);
+    w.tensor(b + "ssm_d", 0.1f, inner);
+    w.matrix(b + "ssm_out.weight", inner, n);
+}
+
+} // namespace
+
+void synthetic_model::write(const std::string & path) const {
+    writer w(*this);
+    const std::string a = arch;
+    if (a == "mpt") {
+        w.real("attention.layer_norm_epsilon", 1e-5f);
+        w.real("attention.max_alibi_bias", 8.0f);
+    } else {
+        w.real("attention.layer_norm_rms_epsilon", 1e-5f);
+        w.number("attention.key_length", head_dim);
+        w.number("attention.value_length", head_dim);
+        w.number("rope.dimension_count", head_dim);
+    }
+    if (a == "gemma2") {
+        w.real("attn_logit_softcapping", 20.0f);
+        w.real("final_logit_softcapping", 30.0f);
+        w.number("attention.sliding_window", n_swa);
+    } else if (a == "deepseek2") {
+        w.number("leading_dense_block_count", n_layer);
+        w.number("attention.kv_lora_rank", LATENT);
+        w.number("attention.key_length", LATENT + ROPE_DIM);
+        w.number("attention.value_length", LATENT);
+        w.number("attention.key_length_mla", NOPE_DIM + ROPE_DIM);
+        w.number("attention.value_length_mla", VALUE_DIM);
+        w.number("rope.dimension_count", ROPE_DIM);
+        w.number("expert_count", 2);
+        w.number("expert_used_count", 1);
+        w.number("expert_shared_count", 1);
+        w.number("expert_feed_forward_length", 32);
+    } else if (a == "mamba") {
+        w.number("ssm.conv_kernel", CONV);
+        w.number("ssm.inner_size", 2 * n_embd);
+        w.number("ssm.state_size", STATE);
+        w.number("ssm.time_step_rank", DT_RANK);
+    }
+    for (int32_t i = 0; i < n_layer; i++) {
+        const std::string b = "blk." + std::to_string(i) + ".";
+        a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
+    }
+    if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {
+        fprintf(stderr, "cannot write %s\n", path.c_str());
+        exit(1);
+    }
+}

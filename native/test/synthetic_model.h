@@ -1,0 +1,15 @@
+// Small models with random weights, written as GGUF files: every shape of attention that llama.cpp's architectures offer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+struct synthetic_model {
+    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; deepseek2: latent attention; mamba: no attention
+    int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;
+    int32_t n_head = 6, n_head_kv = 2, head_dim = 64;
+    int32_t n_swa = 0;
+    uint32_t seed = 1;
+
+    void write(const std::string & path) const;
+};
