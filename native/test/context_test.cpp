@@ -489,7 +489,7 @@ void test_refusals() {
     for (const char * arch : {"deepseek2", "mamba"}) {
         synthetic_model shape;
         shape.arch      = arch;
-        shape.n_head_kv = strcmp(arch, "deepseek2") == 0 ? shape.n_head : 2;
+        shape.n_head_kv = strcmp(arch, "deepseek2") == 0 ? 1 : 2;
         model_file m(shape);
         expect(KVASIR_UNSUPPORTED, strcmp(arch, "mamba") == 0 ? "recurrent" : "latent", m.ours, context_params());
     }

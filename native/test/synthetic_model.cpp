@@ -25,7 +25,9 @@ public:
         number("attention.head_count_kv", m.n_head_kv);
         tensor("token_embd.weight", 1.0f, m.n_embd, m.n_vocab);
         norm("output_norm.weight", m.n_embd);
-        tensor("output.weight", 3.0f / std::sqrt((float) m.n_embd), m.n_embd, m.n_vocab);
+        if (std::string(m.arch) != "gemma2") { // which has none of its own
+            tensor("output.weight", 3.0f / std::sqrt((float) m.n_embd), m.n_embd, m.n_vocab);
+        }
     }
     ~writer() {
         gguf_free(gguf);
@@ -93,12 +95,14 @@ void write_mpt(writer & w, const std::string & b) {
     w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
 }
 
-constexpr int32_t LATENT = 64, ROPE_DIM = 32, NOPE_DIM = 32, VALUE_DIM = 32;
+constexpr int32_t Q_RANK = 48, LATENT = 64, ROPE_DIM = 32, NOPE_DIM = 32, VALUE_DIM = 32;
 
 void write_deepseek2(writer & w, const std::string & b) {
     const synthetic_model & m = w.m;
     w.norm(b + "attn_norm.weight", m.n_embd);
-    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * (ROPE_DIM + NOPE_DIM));
+    w.matrix(b + "attn_q_a.weight", m.n_embd, Q_RANK);
+    w.norm(b + "attn_q_a_norm.weight", Q_RANK);
+    w.matrix(b + "attn_q_b.weight", Q_RANK, m.n_head * (ROPE_DIM + NOPE_DIM));
     w.matrix(b + "attn_kv_a_mqa.weight", m.n_embd, LATENT + ROPE_DIM);
     w.norm(b + "attn_kv_a_norm.weight", LATENT);
     w.tensor(b + "attn_k_b.weight", 0.1f, NOPE_DIM, LATENT, m.n_head);
@@ -146,6 +150,7 @@ void synthetic_model::write(const std::string & path) const {
         w.number("attention.sliding_window", n_swa);
     } else if (a == "deepseek2") {
         w.number("leading_dense_block_count", n_layer);
+        w.number("attention.q_lora_rank", Q_RANK);
         w.number("attention.kv_lora_rank", LATENT);
         w.number("attention.key_length", LATENT + ROPE_DIM);
         w.number("attention.value_length", LATENT);

@@ -30,7 +30,8 @@ namespace kvasir {
     X(ggml_custom_4d)               \
     X(ggml_flash_attn_ext)          \
     X(ggml_flash_attn_ext_add_sinks)\
-    X(ggml_cpy)                     \
+    X(ggml_fp16_to_fp32)            \
+    X(ggml_fp32_to_fp16)            \
     X(ggml_threadpool_params_init)  \
     X(ggml_backend_buffer_init)     \
     X(ggml_backend_cpu_buffer_from_ptr) \

@@ -3,6 +3,7 @@
 #include "../../store/rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace kvasir {
@@ -18,6 +19,13 @@ constexpr int32_t ROWS_MULTIPLE = 256;
 int32_t padded_rows(const head_store & h, int32_t mask_n_kv) {
     const int32_t rows = (std::max(h.n, 1) + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
     return mask_n_kv > 0 ? std::max(h.n, std::min(rows, mask_n_kv)) : std::max(h.n, 1);
+}
+
+// ALiBi's slope of a query head, as FLASH_ATTN_EXT computes it. A node over one group of heads would count its heads from 0.
+float alibi_slope(float max_bias, int32_t head, int32_t n_head) {
+    const int32_t n = 1 << (int32_t) std::floor(std::log2((float) n_head));
+    return head < n ? std::pow(std::pow(2.0f, -max_bias / (float) n), (float) (head + 1))
+                    : std::pow(std::pow(2.0f, -(max_bias / 2.0f) / (float) n), (float) (2 * (head - n) + 1));
 }
 
 } // namespace
@@ -41,7 +49,8 @@ ggml_status portable_attention::compute_stream(ggml_backend_t inner, const atten
     for (int32_t h = 0; h < a.n_head_kv; h++) {
         rows += (size_t) padded_rows(heads[h], a.mask_n_kv);
     }
-    const int32_t masks = a.mask_n_head > 1 ? group : 1;
+    const bool    alibi = a.max_bias > 0;
+    const int32_t masks = a.mask_n_head > 1 || alibi ? group : 1;
     k_.assign(rows * a.k.row_bytes, 0);
     v_.assign(rows * a.v.row_bytes, 0);
     mask_.resize(rows * (size_t) a.n_tokens * (size_t) masks);
@@ -70,15 +79,24 @@ ggml_status portable_attention::compute_stream(ggml_backend_t inner, const atten
         rows_gather(a.k, head.k, nullptr, 0, head.n, k);
         rows_gather(a.v, head.v, nullptr, 0, head.n, v);
         for (int32_t m = 0; m < masks; m++) {
+            const float slope = alibi ? alibi_slope(a.max_bias, first + m, a.n_head) : 1.0f;
             for (int32_t t = 0; t < a.n_tokens; t++) {
-                uint16_t *   row  = mask + ((size_t) m * a.n_tokens + t) * n;
-                const auto * from = a.mask ? (const uint16_t *) (a.mask + (size_t) t * a.mask_nb[1] + (size_t) (m ? (first + m) % a.mask_n_head : (a.mask_n_head > 1 ? first % a.mask_n_head : 0)) * a.mask_nb[2] +
-                                                                 (size_t) (stream % a.mask_n_stream) * a.mask_nb[3])
-                                           : nullptr;
-                for (int32_t s = 0; s < head.n; s++) {
-                    row[s] = !from ? 0 : head.cell[s] < a.mask_n_kv ? from[head.cell[s]] : MASKED;
-                }
+                uint16_t * row = mask + ((size_t) m * a.n_tokens + t) * n;
+                std::fill(row, row + head.n, (uint16_t) 0);
                 std::fill(row + head.n, row + n, MASKED);
+                if (a.mask) {
+                    const char * base = a.mask + (size_t) t * a.mask_nb[1] + (size_t) ((first + m) % a.mask_n_head) * a.mask_nb[2] +
+                                        (size_t) (stream % a.mask_n_stream) * a.mask_nb[3];
+                    const auto * from = (const uint16_t *) base;
+                    for (int32_t s = 0; s < head.n; s++) {
+                        row[s] = head.cell[s] < a.mask_n_kv ? from[head.cell[s]] : MASKED;
+                    }
+                    if (alibi) {
+                        for (int32_t s = 0; s < head.n; s++) {
+                            row[s] = row[s] == MASKED ? MASKED : g.ggml_fp32_to_fp16(slope * g.ggml_fp16_to_fp32(row[s]));
+                        }
+                    }
+                }
             }
         }
         ggml_tensor * q = tensor(GGML_TYPE_F32, a.k.dim, a.n_tokens, group, a.q + (size_t) first * a.q_nb[2] + (size_t) stream * a.q_nb[3]);
@@ -86,8 +104,9 @@ ggml_status portable_attention::compute_stream(ggml_backend_t inner, const atten
         q->nb[2] = a.q_nb[2];
         q->nb[3] = a.q_nb[2] * (size_t) group;
         ggml_tensor * attention = g.ggml_flash_attn_ext(ctx, q, tensor(a.k.type, a.k.dim, n, 1, k), tensor(a.v.type, a.v.dim, n, 1, v),
-                                                        tensor(GGML_TYPE_F16, n, a.n_tokens, masks, mask), a.scale, a.max_bias, a.softcap);
+                                                        tensor(GGML_TYPE_F16, n, a.n_tokens, masks, mask), a.scale, 0.0f, a.softcap);
         memcpy(attention->op_params, node->op_params, sizeof attention->op_params); // precision and hints too
+        memset(attention->op_params + 1, 0, sizeof(float));                         // the slopes are in the mask
         if (a.sinks) {
             g.ggml_flash_attn_ext_add_sinks(attention, tensor(GGML_TYPE_F32, group, 1, 1, a.sinks + first));
         }
