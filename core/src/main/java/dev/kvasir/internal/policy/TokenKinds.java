@@ -1,6 +1,9 @@
 package dev.kvasir.internal.policy;
 
-/** What the vocabulary and the chat template say about tokens, as far as the policies ask. */
+/**
+ * What the vocabulary and the chat template say about tokens, as far as the policies ask. The
+ * values are bits of {@link TokenLog#flags()}.
+ */
 public interface TokenKinds {
 
   /** A token that no policy keeps for its own sake. */

@@ -1,0 +1,372 @@
+package dev.kvasir.internal.policy;
+
+import dev.kvasir.ProfileException;
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.CacheReport;
+import dev.kvasir.cache.Candidate;
+import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Full;
+import dev.kvasir.cache.HeadProfile;
+import dev.kvasir.cache.HeadUse;
+import dev.kvasir.cache.Pooling;
+import dev.kvasir.cache.Profile;
+import dev.kvasir.cache.Score;
+import dev.kvasir.cache.Uniform;
+import dev.kvasir.cache.Weight;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Carries out a cache policy over the life of one sequence.
+ *
+ * <p>Until enough tokens have been seen everything is kept, and FastGen's statistic goes on through
+ * prefills and decode steps. Then every head is given its policy, once, and its slots are
+ * compacted. From there on the policies are applied again after every decode step, and in bulk
+ * after every further prefill.
+ *
+ * <p>Used by one thread at a time, between evaluations of the model.
+ */
+public final class CacheManager {
+  /** A prefill that grows the sequence by this factor makes the queries before it negligible. */
+  private static final int NEGLIGIBLE_BEFORE = 8;
+
+  private static final String UNDECIDED = "undecided";
+
+  private final CacheStore store;
+  private final boolean keepsAll;
+  private final @Nullable FastGen profiling; // null when the heads' policies are known beforehand
+  private final @Nullable Profile given;
+  private final @Nullable Uniform uniform;
+  private final Ranking ranking;
+  private final int grace;
+  private final int minimumTokens;
+  private final TokenLog log;
+  private final CellMap[] cells; // by layer; the layers of one of llama.cpp's caches share one
+  private final List<CellMap> cellMaps = new ArrayList<>();
+  private final HeadPolicy.Scratch scratch = new HeadPolicy.Scratch();
+
+  private boolean tracking;
+  private boolean decided;
+  private int @Nullable [] bounds; // of the statistic, while it runs
+  private int scoredFrom; // position of the first query that the scores count
+  private @Nullable Profile profile;
+  private List<Candidate> chosen = List.of(); // by layer and head, once decided
+  private HeadPolicy[] dropping = {}; // of the heads that do not keep everything
+
+  /**
+   * A manager for an empty sequence.
+   *
+   * @param profile taken from an earlier prompt: its choice and the rest of its policy take the
+   *     place of {@code policy}
+   * @throws ProfileException if the profile was made for a model of another shape
+   */
+  public CacheManager(
+      CacheStore store, CachePolicy policy, @Nullable Profile profile, TokenKinds kinds) {
+    this.store = store;
+    this.given = profile;
+    this.profile = profile;
+    if (profile != null) {
+      profile.requireShape(shapes(store));
+    }
+    int sinks;
+    switch (profile != null ? profile.policy() : policy) {
+      case Full _ -> {
+        keepsAll = true;
+        profiling = null;
+        uniform = null;
+        ranking = new Ranking(Score.SUM, Weight.NONE);
+        sinks = 0;
+        grace = 0;
+        minimumTokens = 0;
+      }
+      case FastGen f -> {
+        keepsAll = false;
+        profiling = profile != null ? null : f;
+        uniform = null;
+        ranking = new Ranking(f.score(), f.weight());
+        sinks = f.sinks();
+        grace = f.grace();
+        minimumTokens = f.minimumTokens();
+      }
+      case Uniform u -> {
+        keepsAll = false;
+        profiling = null;
+        uniform = u;
+        ranking = new Ranking(u.score(), u.weight());
+        sinks = u.sinks();
+        grace = u.grace();
+        minimumTokens = u.minimumTokens();
+      }
+    }
+    log = new TokenLog(kinds, sinks);
+    cells = new CellMap[store.layers()];
+    CellMap base = null;
+    CellMap sliding = null;
+    for (int l = 0; l < cells.length; l++) {
+      if (store.shape(l).sliding()) {
+        sliding = sliding == null ? newCellMap(l) : sliding;
+        cells[l] = sliding;
+      } else {
+        base = base == null ? newCellMap(l) : base;
+        cells[l] = base;
+      }
+    }
+  }
+
+  private CellMap newCellMap(int layer) {
+    var map = new CellMap(store, layer);
+    cellMaps.add(map);
+    return map;
+  }
+
+  /** Tokens of the sequence, dropped ones included: the position that the next token gets. */
+  public int position() {
+    return log.length();
+  }
+
+  /**
+   * To be called before {@code tokens} tokens are prefilled, in one evaluation of the model or
+   * several.
+   */
+  public void beforePrefill(int tokens) {
+    if (keepsAll || decided) {
+      return;
+    }
+    if (profiling != null) {
+      runStatistic(profiling, tokens);
+    } else if (!tracking) {
+      trackScores(assigned());
+    }
+  }
+
+  private void runStatistic(FastGen policy, int tokens) {
+    int before = log.length();
+    int after = before + tokens;
+    boolean enough = after >= policy.minimumTokens();
+    if (bounds == null || before == 0 || (enough && before < after / NEGLIGIBLE_BEFORE)) {
+      var candidates = new ArrayList<>(CandidateLists.of(policy));
+      candidates.addAll(CandidateLists.paper(policy)); // reported in any case
+      bounds =
+          enough
+              ? DistanceBounds.forPrompt(candidates, after)
+              : DistanceBounds.forUnknownLength(candidates, policy.minimumTokens());
+      scoredFrom = before;
+      store.startStatistic(bounds, policy.pooling() == Pooling.MIN);
+    }
+  }
+
+  /**
+   * To be called when a prefill has ended.
+   *
+   * @param tokens holds the tokens that were evaluated, which may be fewer than had been announced
+   * @param from index of the first one
+   * @param count how many
+   */
+  public void afterPrefill(int[] tokens, int from, int count) {
+    for (int i = from; i < from + count; i++) {
+      log.append(tokens[i]);
+    }
+    if (keepsAll || count == 0) {
+      return;
+    }
+    if (decided) {
+      readCells();
+      compact();
+    } else {
+      decideIfEnough();
+    }
+  }
+
+  /** To be called after each decode step, with the token that was evaluated. */
+  public void afterDecodeStep(int token) {
+    log.append(token);
+    if (keepsAll) {
+      return;
+    }
+    if (!decided) {
+      decideIfEnough();
+      return;
+    }
+    for (int i = 0; i < cellMaps.size(); i++) {
+      cellMaps.get(i).append(log.length() - 1);
+    }
+    for (var head : dropping) {
+      head.step();
+    }
+    store.flushEvictions();
+  }
+
+  /**
+   * To be called when the sequence has been emptied. What was chosen for it is forgotten; a reused
+   * profile is not.
+   */
+  public void clear() {
+    if (bounds != null) {
+      bounds = null;
+      store.stopStatistic();
+    }
+    for (int l = 0; l < store.layers() && tracking; l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        store.track(l, h, false);
+      }
+    }
+    tracking = false;
+    decided = false;
+    scoredFrom = 0;
+    profile = given;
+    chosen = List.of();
+    dropping = new HeadPolicy[0];
+    log.clear();
+    cellMaps.forEach(CellMap::clear);
+  }
+
+  /**
+   * To be called when evaluations since the last prefill or step were taken back. A running
+   * statistic has counted queries that are gone: it ends, and starts anew with the next prefill.
+   */
+  public void rolledBack() {
+    if (bounds != null) {
+      bounds = null;
+      store.stopStatistic();
+    }
+  }
+
+  /**
+   * The profile that the heads' policies come from; empty as long as they are undecided, or when
+   * nothing is profiled.
+   */
+  public Optional<Profile> profile() {
+    return Optional.ofNullable(profile);
+  }
+
+  /** What the store holds now. */
+  public CacheReport report() {
+    var heads = new ArrayList<HeadUse>();
+    for (int l = 0; l < store.layers(); l++) {
+      var shape = store.shape(l);
+      for (int h = 0; h < shape.kvHeads(); h++) {
+        int slots = store.slots(l, h);
+        heads.add(
+            new HeadUse(
+                shape.layer(),
+                h,
+                keepsAll ? "full" : decided ? chosen.get(heads.size()).name() : UNDECIDED,
+                slots,
+                Math.max(slots, Math.min(log.length(), shape.cells())),
+                shape.slotBytes()));
+      }
+    }
+    return new CacheReport(
+        log.length(), keepsAll || decided, heads, store.residentBytes(), store.fullBytes());
+  }
+
+  private void decideIfEnough() {
+    if (bounds == null && !tracking) {
+      throw new IllegalStateException("a sequence begins with beforePrefill");
+    }
+    if (log.length() < minimumTokens) {
+      return;
+    }
+    readCells();
+    if (profiling == null || bounds == null) {
+      give(assigned(), null);
+    } else {
+      var candidates = CandidateLists.of(profiling);
+      var meter = new RecoveryMeter(store, profiling, log, scoredFrom, bounds, candidates);
+      profile = measure(profiling, meter);
+      store.stopStatistic();
+      bounds = null;
+      var choice = new ArrayList<Candidate>();
+      for (var head : profile.heads()) {
+        choice.add(profile.chosen(head));
+      }
+      trackScores(choice);
+      give(choice, meter);
+    }
+    compact();
+  }
+
+  private Profile measure(FastGen policy, RecoveryMeter meter) {
+    var heads = new ArrayList<HeadProfile>();
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        heads.add(meter.measure(l, h));
+      }
+    }
+    return new Profile(policy, log.length(), shapes(store), CandidateLists.of(policy), heads)
+        .withTarget(policy.target());
+  }
+
+  /** The heads' policies where they are known beforehand. */
+  private List<Candidate> assigned() {
+    var list = new ArrayList<Candidate>();
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        if (given != null) {
+          list.add(given.chosen(given.heads().get(list.size())));
+        } else if (uniform != null) {
+          list.add(CandidateLists.of(uniform));
+        }
+      }
+    }
+    return list;
+  }
+
+  private void trackScores(List<Candidate> policies) {
+    int next = 0;
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        store.track(l, h, HeadPolicy.scored(policies.get(next++)));
+      }
+    }
+    tracking = true;
+  }
+
+  private void give(List<Candidate> choice, @Nullable RecoveryMeter meter) {
+    var common = new HeadPolicy.Common(store, log, ranking, scoredFrom, grace, scratch);
+    var heads = new ArrayList<HeadPolicy>();
+    int next = 0;
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++, next++) {
+        var candidate = choice.get(next);
+        if (!candidate.full()) {
+          byte pinned = uniform != null ? TokenLog.SINK : HeadPolicy.pinned(candidate);
+          int window = meter != null ? meter.window(candidate) : candidate.local().in(log.length());
+          double phase = (next + 1.0) / choice.size();
+          heads.add(new HeadPolicy(common, cells[l], l, h, candidate, pinned, window, phase));
+        }
+      }
+    }
+    chosen = List.copyOf(choice);
+    dropping = heads.toArray(HeadPolicy[]::new);
+    decided = true;
+  }
+
+  private void readCells() {
+    cellMaps.forEach(map -> map.readAll(log.length()));
+  }
+
+  private void compact() {
+    for (var head : dropping) {
+      head.compact();
+    }
+  }
+
+  private static List<Profile.Layer> shapes(CacheStore store) {
+    var layers = new ArrayList<Profile.Layer>();
+    for (int l = 0; l < store.layers(); l++) {
+      var shape = store.shape(l);
+      layers.add(
+          new Profile.Layer(
+              shape.layer(),
+              shape.kvHeads(),
+              shape.queryGroup(),
+              shape.keyDim(),
+              shape.valueDim(),
+              shape.slotBytes()));
+    }
+    return layers;
+  }
+}

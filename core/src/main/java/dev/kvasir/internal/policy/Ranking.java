@@ -1,0 +1,50 @@
+package dev.kvasir.internal.policy;
+
+import dev.kvasir.cache.Score;
+import dev.kvasir.cache.Weight;
+
+/**
+ * What makes one token more frequent than another: its score, and of equal scores the later
+ * position. A rank packs both into a long, so that ranks can be sorted as they are.
+ *
+ * @param score what a token's attention is divided by
+ * @param weight whether attention is weighted by the norm of the token's value
+ */
+record Ranking(Score score, Weight weight) {
+
+  boolean needsNorms() {
+    return weight == Weight.VALUE;
+  }
+
+  /**
+   * A token's score.
+   *
+   * @param attention what the token received from the queries at positions {@code from .. last}
+   * @param norm the norm of its value row; any number when norms are not needed
+   */
+  float score(float attention, int position, float norm, int from, int last) {
+    float score = attention;
+    if (this.score == Score.MEAN) {
+      score /= last - Math.max(position, from) + 1;
+    }
+    if (weight == Weight.VALUE) {
+      score *= norm;
+    }
+    return score;
+  }
+
+  /**
+   * The rank of a token: ascending ranks are ascending scores. A negative score or NaN counts as 0.
+   */
+  static long rank(float score, int position) {
+    return (long) Float.floatToRawIntBits(score > 0 ? score : 0) << 32 | position;
+  }
+
+  static float scoreOf(long rank) {
+    return Float.intBitsToFloat((int) (rank >>> 32));
+  }
+
+  static int positionOf(long rank) {
+    return (int) rank;
+  }
+}

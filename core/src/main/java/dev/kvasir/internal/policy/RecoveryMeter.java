@@ -1,0 +1,269 @@
+package dev.kvasir.internal.policy;
+
+import dev.kvasir.cache.Candidate;
+import dev.kvasir.cache.Candidates;
+import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.HeadProfile;
+import dev.kvasir.cache.Pooling;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+
+/**
+ * Computes what every candidate recovers and costs in a head, from the statistic of the prompt.
+ *
+ * <p>A candidate with static tokens S, window w and k frequent tokens loses, of the columns that
+ * are in none of its sets, the mass at distances of at least w (at least 1: a query's own token is
+ * never lost). One pass per static set and window over the columns in descending order of their
+ * scores, with a running sum, yields every k: O(windows x n) per head after one sort. The recovery
+ * is 1 - lost / total.
+ *
+ * <p>In a sliding-window layer both lost and total are taken over the tokens that are still there.
+ *
+ * <p>All on the calling thread: 90 heads of 8,192 tokens take a fraction of what their prefill
+ * takes, and the scratch arrays are reused from head to head.
+ */
+final class RecoveryMeter {
+
+  /** Candidates that differ in their frequent fraction only, ascending by it. */
+  private record Group(byte pinned, int window, int bound, List<Integer> members) {}
+
+  private final CacheStore store;
+  private final FastGen policy;
+  private final Ranking ranking;
+  private final TokenLog log;
+  private final int from; // position of the first query that was counted
+  private final int[] bounds;
+  private final List<Candidate> candidates;
+  private final List<Candidate>
+      measured; // the candidates and, where they are not among them, the paper's
+  private final List<Group> groups;
+
+  // One head's columns by slot ...
+  private int[] position = new int[0];
+  private float[] statistic = new float[0];
+  private float[] norm = new float[0];
+  private final int[] slotAt; // by position
+  // ... and in descending order of rank
+  private long[] rank = new long[0];
+  private int[] rankedSlot = new int[0];
+  private int[] rankedPosition = new int[0];
+  private byte[] rankedFlags = new byte[0];
+  private double[] beyond = new double[0]; // mass at the distances that a window does not reach
+
+  RecoveryMeter(
+      CacheStore store,
+      FastGen policy,
+      TokenLog log,
+      int from,
+      int[] bounds,
+      List<Candidate> candidates) {
+    this.store = store;
+    this.policy = policy;
+    this.ranking = new Ranking(policy.score(), policy.weight());
+    this.log = log;
+    this.from = from;
+    this.bounds = bounds;
+    this.candidates = candidates;
+    this.slotAt = new int[log.length()];
+    this.measured = new ArrayList<>(candidates);
+    if (policy.candidates() != Candidates.PAPER) {
+      measured.addAll(CandidateLists.paper(policy));
+    }
+    this.groups = groups();
+  }
+
+  private List<Group> groups() {
+    var groups = new ArrayList<Group>();
+    for (int c = 0; c < measured.size(); c++) {
+      var candidate = measured.get(c);
+      if (candidate.full()) {
+        continue;
+      }
+      byte pinned = HeadPolicy.pinned(candidate);
+      int window = window(candidate);
+      Group group = null;
+      for (var g : groups) {
+        if (g.pinned == pinned && g.window == window) {
+          group = g;
+        }
+      }
+      if (group == null) {
+        int bound = window == 0 ? 0 : DistanceBounds.nearest(bounds, window);
+        group = new Group(pinned, window, bound, new ArrayList<>());
+        groups.add(group);
+      }
+      group.members.add(c);
+    }
+    for (var group : groups) {
+      group.members.sort(Comparator.comparingDouble(c -> measured.get(c).frequent()));
+    }
+    return groups;
+  }
+
+  /**
+   * The window that a candidate is measured with: 0 without local tokens, else the nearest of the
+   * bounds.
+   */
+  int window(Candidate candidate) {
+    int window = candidate.local().in(log.length());
+    return window == 0 ? 0 : bounds[DistanceBounds.nearest(bounds, window)];
+  }
+
+  /** Measures one head. The choice is left at keeping everything. */
+  HeadProfile measure(int layer, int head) {
+    var shape = store.shape(layer);
+    int slots = store.slots(layer, head);
+    int rows = policy.pooling() == Pooling.MIN ? shape.queryGroup() : 1;
+    int length = Math.min(log.length(), shape.cells());
+    read(layer, head, slots, rows);
+    sort(slots, rows);
+
+    var recovery = new double[measured.size()];
+    Arrays.fill(recovery, 1);
+    var lost = new double[measured.size()];
+    for (int row = 0; row < rows; row++) {
+      double total = 0;
+      Arrays.fill(beyond, 0, slots, 0);
+      Arrays.fill(lost, 0);
+      for (int bucket = bounds.length; bucket >= 0; bucket--) {
+        total += addBucket(row, bucket, slots);
+        for (var group : groups) {
+          if (group.bound == bucket - 1) {
+            lose(group, length, slots, lost);
+          }
+        }
+      }
+      for (int c = 0; c < lost.length; c++) {
+        double kept = total > 0 ? 1 - lost[c] / total : 1;
+        recovery[c] = Math.min(recovery[c], Math.clamp(kept, 0, 1));
+      }
+    }
+    return profile(shape.layer(), head, recovery, costs(length, slots));
+  }
+
+  private void read(int layer, int head, int slots, int rows) {
+    int values = Math.multiplyExact(rows * (bounds.length + 1), slots);
+    if (statistic.length < values) {
+      statistic = new float[values];
+    }
+    if (position.length < slots) {
+      position = new int[slots];
+      norm = new float[slots];
+      rank = new long[slots];
+      rankedSlot = new int[slots];
+      rankedPosition = new int[slots];
+      rankedFlags = new byte[slots];
+      beyond = new double[slots];
+    }
+    store.readStatistic(layer, head, statistic);
+    store.readPositions(layer, head, position, slots);
+    if (ranking.needsNorms()) {
+      store.valueNorms(layer, head, 0, slots, norm);
+    } else {
+      Arrays.fill(norm, 0, slots, 1);
+    }
+  }
+
+  private void sort(int slots, int rows) {
+    int last = log.length() - 1;
+    for (int s = 0; s < slots; s++) {
+      float attention = 0;
+      for (int i = s; i < rows * (bounds.length + 1) * slots; i += slots) {
+        attention += statistic[i];
+      }
+      slotAt[position[s]] = s;
+      rank[s] =
+          Ranking.rank(
+              ranking.score(attention / rows, position[s], norm[s], from, last), position[s]);
+    }
+    Arrays.sort(rank, 0, slots);
+    var flags = log.flags();
+    for (int r = 0; r < slots; r++) {
+      int at = Ranking.positionOf(rank[slots - 1 - r]);
+      rankedPosition[r] = at;
+      rankedSlot[r] = slotAt[at];
+      rankedFlags[r] = flags[at];
+    }
+  }
+
+  /** Adds a bucket to the mass beyond, and returns its sum. */
+  private double addBucket(int row, int bucket, int slots) {
+    int column = (row * (bounds.length + 1) + bucket) * slots;
+    double sum = 0;
+    for (int r = 0; r < slots; r++) {
+      int slot = rankedSlot[r];
+      double mass = (double) statistic[column + slot] * norm[slot];
+      beyond[r] += mass;
+      sum += mass;
+    }
+    return sum;
+  }
+
+  /**
+   * What the members of a group lose: the mass beyond their window of the columns that they do not
+   * keep.
+   */
+  private void lose(Group group, int length, int slots, double[] lost) {
+    int inWindow = log.length() - group.window; // the first position
+    int member = 0;
+    int passed = 0;
+    double sum = 0;
+    for (int r = 0; r < slots; r++) {
+      if ((rankedFlags[r] & group.pinned) == 0 && rankedPosition[r] < inWindow) {
+        for (; member < group.members.size(); member++) {
+          int c = group.members.get(member);
+          if (measured.get(c).frequentIn(length) > passed) {
+            break;
+          }
+          lost[c] = -sum; // kept as frequent so far
+        }
+        sum += beyond[r];
+        passed++;
+      }
+    }
+    for (int m = 0; m < group.members.size(); m++) {
+      lost[group.members.get(m)] = m < member ? lost[group.members.get(m)] + sum : 0;
+    }
+  }
+
+  /** Slots that every candidate keeps, the grace period included. */
+  private int[] costs(int length, int slots) {
+    var cost = new int[measured.size()];
+    Arrays.fill(cost, slots);
+    for (var group : groups) {
+      int inWindow = log.length() - Math.max(group.window, policy.grace());
+      int always = 0;
+      for (int r = 0; r < slots; r++) {
+        if ((rankedFlags[r] & group.pinned) != 0 || rankedPosition[r] >= inWindow) {
+          always++;
+        }
+      }
+      for (int c : group.members) {
+        cost[c] = Math.min(slots, always + measured.get(c).frequentIn(length));
+      }
+    }
+    return cost;
+  }
+
+  private HeadProfile profile(int modelLayer, int head, double[] recovery, int[] cost) {
+    int full = candidates.size() - 1;
+    var rounded = new float[recovery.length];
+    for (int c = 0; c < rounded.length; c++) {
+      rounded[c] = (float) recovery[c];
+    }
+    var paper = new LinkedHashMap<String, Float>();
+    for (int c = policy.candidates() == Candidates.PAPER ? 0 : full + 1; c < rounded.length; c++) {
+      paper.put(measured.get(c).name(), rounded[c]);
+    }
+    return new HeadProfile(
+        modelLayer,
+        head,
+        full,
+        Arrays.copyOf(rounded, full + 1),
+        Arrays.copyOf(cost, full + 1),
+        paper);
+  }
+}

@@ -1,0 +1,348 @@
+package dev.kvasir.internal.policy;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Random;
+
+/**
+ * A store in plain arrays that computes attention itself: every appended token attends to the
+ * tokens that its head holds, with weights from {@link #weight}, and feeds scores and statistic as
+ * the native store does. It fails on misuse.
+ */
+class FakeStore implements CacheStore {
+
+  /** One slot. */
+  private static final class Slot {
+    int cell;
+    int position;
+    double score;
+    double[][] buckets = {};
+  }
+
+  /** One KV head. */
+  private static final class Head {
+    final ArrayList<Slot> slots = new ArrayList<>();
+    final int[] slotOfCell;
+    boolean tracked;
+
+    Head(int cells) {
+      slotOfCell = new int[cells];
+      Arrays.fill(slotOfCell, -1);
+    }
+  }
+
+  private final LayerShape[] shapes;
+  private final Head[][] heads;
+  private final int slidingWindow;
+  private final long seed;
+  private final List<int[]> evictions = new ArrayList<>();
+  private int[] bounds;
+  private int rows;
+  private int length;
+  int flushes;
+
+  FakeStore(long seed, int slidingWindow, LayerShape... shapes) {
+    this.seed = seed;
+    this.slidingWindow = slidingWindow;
+    this.shapes = shapes;
+    this.heads = new Head[shapes.length][];
+    empty();
+  }
+
+  /** Layers of the same shape, none of them sliding. */
+  static FakeStore of(long seed, int layers, int kvHeads, int queryGroup, int cells) {
+    var shapes = new LayerShape[layers];
+    for (int l = 0; l < layers; l++) {
+      shapes[l] = new LayerShape(l, kvHeads, queryGroup, 8, 8, 32, cells, false);
+    }
+    return new FakeStore(seed, 0, shapes);
+  }
+
+  /** Drops everything, as removing the sequence does. */
+  final void empty() {
+    for (int l = 0; l < shapes.length; l++) {
+      heads[l] = new Head[shapes[l].kvHeads()];
+      for (int h = 0; h < heads[l].length; h++) {
+        heads[l][h] = new Head(shapes[l].cells());
+      }
+    }
+    length = 0;
+  }
+
+  /**
+   * The attention logit of a query head for a key: noise, a few heavy hitters, and more or less
+   * locality; the same for the same seed.
+   */
+  double logit(int layer, int queryHead, int query, int key) {
+    var key0 = new Random(seed * 31 + layer * 1009L + queryHead * 17L + key * 7919L);
+    key0.nextInt();
+    double heavy = key0.nextDouble() < 0.1 ? 4 * key0.nextDouble() : 0;
+    double noise = new Random(seed + query * 104729L + key * 1299709L + queryHead).nextDouble();
+    double locality = 0.02 * ((layer + queryHead) % 4) * (query - key);
+    return 2 * noise + heavy - locality;
+  }
+
+  /** Attention of a query over the given positions. */
+  double[] attention(int layer, int queryHead, int query, int[] positions) {
+    var weights = new double[positions.length];
+    double sum = 0;
+    for (int j = 0; j < positions.length; j++) {
+      boolean seen = !shapes[layer].sliding() || query - positions[j] < slidingWindow;
+      weights[j] = seen ? Math.exp(logit(layer, queryHead, query, positions[j])) : 0;
+      sum += weights[j];
+    }
+    for (int j = 0; j < weights.length; j++) {
+      weights[j] /= sum;
+    }
+    return weights;
+  }
+
+  /** Value norm of a token in a head. */
+  float norm(int layer, int head, int position) {
+    return 0.5f + new Random(seed ^ (position * 613L + layer * 31L + head)).nextFloat();
+  }
+
+  /** Evaluates so many tokens. */
+  void evaluate(int tokens) {
+    for (int t = 0; t < tokens; t++) {
+      for (int l = 0; l < shapes.length; l++) {
+        int cell = length % shapes[l].cells();
+        for (int h = 0; h < heads[l].length; h++) {
+          append(heads[l][h], cell);
+          attend(l, h);
+        }
+      }
+      length++;
+    }
+  }
+
+  private void append(Head head, int cell) {
+    Slot slot;
+    if (head.slotOfCell[cell] >= 0) {
+      slot = head.slots.get(head.slotOfCell[cell]);
+      slot.score = 0;
+    } else {
+      slot = new Slot();
+      head.slotOfCell[cell] = head.slots.size();
+      head.slots.add(slot);
+    }
+    slot.cell = cell;
+    slot.position = length;
+    slot.buckets = bounds == null ? new double[0][] : new double[rows][bounds.length + 1];
+  }
+
+  private void attend(int layer, int h) {
+    var head = heads[layer][h];
+    if (bounds == null && !head.tracked) {
+      return;
+    }
+    int group = shapes[layer].queryGroup();
+    var positions = head.slots.stream().mapToInt(s -> s.position).toArray();
+    for (int q = 0; q < group; q++) {
+      var weights = attention(layer, h * group + q, length, positions);
+      for (int j = 0; j < weights.length; j++) {
+        var slot = head.slots.get(j);
+        if (head.tracked) {
+          slot.score += weights[j] / group;
+        }
+        if (bounds != null) {
+          int bucket = 0;
+          while (bucket < bounds.length && length - positions[j] >= bounds[bucket]) {
+            bucket++;
+          }
+          slot.buckets[rows > 1 ? q : 0][bucket] += rows > 1 ? weights[j] : weights[j] / group;
+        }
+      }
+    }
+  }
+
+  /** Positions that a head holds, ascending. */
+  int[] held(int layer, int head) {
+    return heads[layer][head].slots.stream().mapToInt(s -> s.position).sorted().toArray();
+  }
+
+  boolean tracked(int layer, int head) {
+    return heads[layer][head].tracked;
+  }
+
+  int[] bounds() {
+    return bounds;
+  }
+
+  @Override
+  public int layers() {
+    return shapes.length;
+  }
+
+  @Override
+  public LayerShape shape(int layer) {
+    return shapes[layer];
+  }
+
+  @Override
+  public int slots(int layer, int head) {
+    return heads[layer][head].slots.size();
+  }
+
+  @Override
+  public int position(int layer, int head, int slot) {
+    return heads[layer][head].slots.get(slot).position;
+  }
+
+  @Override
+  public int cell(int layer, int head, int slot) {
+    return heads[layer][head].slots.get(slot).cell;
+  }
+
+  @Override
+  public float score(int layer, int head, int slot) {
+    return (float) heads[layer][head].slots.get(slot).score;
+  }
+
+  @Override
+  public int slotOfCell(int layer, int head, int cell) {
+    return heads[layer][head].slotOfCell[cell];
+  }
+
+  @Override
+  public void readPositions(int layer, int head, int[] into, int count) {
+    for (int s = 0; s < count; s++) {
+      into[s] = position(layer, head, s);
+    }
+  }
+
+  @Override
+  public void readCells(int layer, int head, int[] into, int count) {
+    for (int s = 0; s < count; s++) {
+      into[s] = cell(layer, head, s);
+    }
+  }
+
+  @Override
+  public void readScores(int layer, int head, float[] into, int count) {
+    for (int s = 0; s < count; s++) {
+      into[s] = score(layer, head, s);
+    }
+  }
+
+  @Override
+  public void valueNorms(int layer, int head, int first, int count, float[] into) {
+    for (int s = 0; s < count; s++) {
+      into[s] = norm(layer, head, position(layer, head, first + s));
+    }
+  }
+
+  @Override
+  public void keep(int layer, int head, int[] slots, int count) {
+    var h = heads[layer][head];
+    var kept = new ArrayList<Slot>();
+    for (int i = 0; i < count; i++) {
+      if (i > 0 && slots[i] <= slots[i - 1]) {
+        throw new AssertionError("slots to keep must ascend");
+      }
+      kept.add(h.slots.get(slots[i]));
+    }
+    h.slots.clear();
+    h.slots.addAll(kept);
+    Arrays.fill(h.slotOfCell, -1);
+    for (int s = 0; s < count; s++) {
+      h.slotOfCell[kept.get(s).cell] = s;
+    }
+  }
+
+  @Override
+  public void addEviction(int layer, int head, int slot) {
+    for (var e : evictions) {
+      if (e[0] == layer && e[1] == head && e[2] <= slot) {
+        throw new AssertionError("evictions of one head must name the higher slot first");
+      }
+    }
+    evictions.add(new int[] {layer, head, slot});
+  }
+
+  @Override
+  public void flushEvictions() {
+    if (evictions.isEmpty()) {
+      return;
+    }
+    flushes++;
+    for (var e : evictions) {
+      var head = heads[e[0]][e[1]];
+      var gone = head.slots.get(e[2]);
+      var last = head.slots.removeLast();
+      head.slotOfCell[gone.cell] = -1;
+      if (last != gone) {
+        head.slots.set(e[2], last);
+        head.slotOfCell[last.cell] = e[2];
+      }
+    }
+    evictions.clear();
+  }
+
+  @Override
+  public void track(int layer, int head, boolean on) {
+    heads[layer][head].tracked = on;
+  }
+
+  @Override
+  public void startStatistic(int[] bounds, boolean perQueryHead) {
+    for (int b = 0; b < bounds.length; b++) {
+      if (bounds[b] <= (b == 0 ? 0 : bounds[b - 1])) {
+        throw new AssertionError("bounds must ascend: " + Arrays.toString(bounds));
+      }
+    }
+    this.bounds = bounds.clone();
+    rows = perQueryHead ? shapes[0].queryGroup() : 1;
+    for (var layer : heads) {
+      for (var head : layer) {
+        for (var slot : head.slots) {
+          slot.buckets = new double[rows][bounds.length + 1];
+        }
+      }
+    }
+  }
+
+  @Override
+  public void stopStatistic() {
+    for (var layer : heads) {
+      for (var head : layer) {
+        for (var slot : head.slots) {
+          slot.score =
+              Arrays.stream(slot.buckets).flatMapToDouble(Arrays::stream).sum()
+                  / slot.buckets.length;
+        }
+      }
+    }
+    bounds = null;
+  }
+
+  @Override
+  public void readStatistic(int layer, int head, float[] into) {
+    int slots = slots(layer, head);
+    for (int row = 0; row < rows; row++) {
+      for (int b = 0; b <= bounds.length; b++) {
+        for (int s = 0; s < slots; s++) {
+          into[(row * (bounds.length + 1) + b) * slots + s] =
+              (float) heads[layer][head].slots.get(s).buckets[row][b];
+        }
+      }
+    }
+  }
+
+  @Override
+  public long residentBytes() {
+    long bytes = 0;
+    for (int l = 0; l < shapes.length; l++) {
+      for (var head : heads[l]) {
+        bytes += head.slots.size() * shapes[l].slotBytes();
+      }
+    }
+    return bytes;
+  }
+
+  @Override
+  public long fullBytes() {
+    return Arrays.stream(shapes).mapToLong(s -> s.cells() * s.kvHeads() * s.slotBytes()).sum();
+  }
+}
