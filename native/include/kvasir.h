@@ -154,8 +154,9 @@ KVASIR_API enum kvasir_status kvasir_cache_evict(struct kvasir_cache * cache, co
 KVASIR_API enum kvasir_status kvasir_cache_truncate(struct kvasir_cache * cache, int32_t stream, int32_t first_cell) KVASIR_NOEXCEPT;
 // the rows of one head as floats, [n_slots][head_dim]; k or v may be NULL
 KVASIR_API enum kvasir_status kvasir_cache_read(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, float * k, float * v) KVASIR_NOEXCEPT;
-// the Euclidean norm of every value row of one head, [n_slots]
-KVASIR_API enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, float * norms) KVASIR_NOEXCEPT;
+// the Euclidean norms of a head's value rows in n_slots slots from first_slot on, [n_slots]
+KVASIR_API enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head,
+        int32_t first_slot, int32_t n_slots, float * norms) KVASIR_NOEXCEPT;
 
 /* ---- the statistic ---- */
 

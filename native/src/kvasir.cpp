@@ -303,15 +303,17 @@ kvasir_status kvasir_cache_read(const kvasir_cache * cache, int32_t index, int32
     });
 }
 
-kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, float * norms) noexcept {
+kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head,
+        int32_t first_slot, int32_t n_slots, float * norms) noexcept {
     return guarded([&] {
         const layer &      l = checked_layer(cache, index);
         const int          i = cache->head_at(l, stream, head);
         const head_store & h = l.heads[(size_t) i];
-        require(norms || h.n == 0, "norms is NULL");
+        require(first_slot >= 0 && n_slots >= 0 && first_slot <= h.n - n_slots, "no such slots");
+        require(norms || n_slots == 0, "norms is NULL");
         std::vector<float> row((size_t) l.v.format.dim);
-        for (int32_t slot = 0; slot < h.n; slot++) {
-            rows_read(l.v.format, h.v, slot, row.data());
+        for (int32_t slot = 0; slot < n_slots; slot++) {
+            rows_read(l.v.format, h.v, first_slot + slot, row.data());
             double sum = 0;
             for (float x : row) {
                 sum += (double) x * x;

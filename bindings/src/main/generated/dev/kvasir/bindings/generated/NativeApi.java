@@ -17700,6 +17700,8 @@ public class NativeApi extends NativeApi$shared {
             NativeApi.C_INT,
             NativeApi.C_INT,
             NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
             NativeApi.C_POINTER
         );
 
@@ -17711,7 +17713,7 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, float *norms)
+     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, int32_t first_slot, int32_t n_slots, float *norms)
      * }
      */
     public static FunctionDescriptor kvasir_cache_value_norms$descriptor() {
@@ -17721,7 +17723,7 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, float *norms)
+     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, int32_t first_slot, int32_t n_slots, float *norms)
      * }
      */
     public static MethodHandle kvasir_cache_value_norms$handle() {
@@ -17731,7 +17733,7 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Address for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, float *norms)
+     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, int32_t first_slot, int32_t n_slots, float *norms)
      * }
      */
     public static MemorySegment kvasir_cache_value_norms$address() {
@@ -17740,16 +17742,16 @@ public class NativeApi extends NativeApi$shared {
 
     /**
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, float *norms)
+     * enum kvasir_status kvasir_cache_value_norms(const struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head, int32_t first_slot, int32_t n_slots, float *norms)
      * }
      */
-    public static int kvasir_cache_value_norms(MemorySegment cache, int layer, int stream, int head, MemorySegment norms) {
+    public static int kvasir_cache_value_norms(MemorySegment cache, int layer, int stream, int head, int first_slot, int n_slots, MemorySegment norms) {
         var mh$ = kvasir_cache_value_norms.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_value_norms", cache, layer, stream, head, norms);
+                traceDowncall("kvasir_cache_value_norms", cache, layer, stream, head, first_slot, n_slots, norms);
             }
-            return (int)mh$.invokeExact(cache, layer, stream, head, norms);
+            return (int)mh$.invokeExact(cache, layer, stream, head, first_slot, n_slots, norms);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

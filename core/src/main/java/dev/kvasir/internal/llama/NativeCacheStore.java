@@ -195,8 +195,8 @@ final class NativeCacheStore implements CacheStore {
 
   @Override
   public void valueNorms(int layer, int head, int first, int count, float[] into) {
-    check(NativeApi.kvasir_cache_value_norms(cache, layer, STREAM, head, scratch), "measure value rows");
-    MemorySegment.copy(scratch, ValueLayout.JAVA_FLOAT, (long) first * Float.BYTES, into, 0, count);
+    check(NativeApi.kvasir_cache_value_norms(cache, layer, STREAM, head, first, count, scratch), "measure value rows");
+    MemorySegment.copy(scratch, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
   }
 
   @Override

@@ -19,6 +19,9 @@ import java.util.List;
 final class NativeLog {
   private static final int ERRORS_KEPT = 8;
 
+  /** A warning about the very overrides with which {@link NativeModel} keeps the weights on the CPU: no one else can act on it. */
+  private static final String OVERRIDES_WARNING = "tensor overrides to CPU are used with mmap enabled";
+
   private static final ThreadLocal<Deque<String>> ERRORS = ThreadLocal.withInitial(ArrayDeque::new);
 
   private NativeLog() {}
@@ -89,7 +92,7 @@ final class NativeLog {
       }
       String message = current.text.toString();
       current.text.setLength(0);
-      Level level = levelOf(current.level);
+      Level level = message.contains(OVERRIDES_WARNING) ? Level.DEBUG : levelOf(current.level);
       if (level == Level.ERROR) {
         Deque<String> errors = ERRORS.get();
         if (errors.size() == ERRORS_KEPT) {
