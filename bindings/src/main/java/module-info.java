@@ -1,6 +1,6 @@
 /**
- * The C interfaces of llama.cpp, ggml and Kvasir's native library as jextract sees them, and the code that finds and loads
- * the libraries. Nothing here knows of models, sessions or policies.
+ * The C interfaces of llama.cpp, ggml and Kvasir's native library as jextract sees them, and the
+ * code that finds and loads the libraries. Nothing here knows of models, sessions or policies.
  */
 module dev.kvasir.bindings {
   requires static org.jspecify;

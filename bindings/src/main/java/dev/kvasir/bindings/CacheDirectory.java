@@ -9,8 +9,9 @@ public final class CacheDirectory {
   private CacheDirectory() {}
 
   /**
-   * Kvasir's cache directory: {@code $XDG_CACHE_HOME/kvasir} where that variable is set, else the place that the operating
-   * system has for it ({@code ~/.cache}, {@code ~/Library/Caches}, {@code %LOCALAPPDATA%}). It need not exist yet.
+   * Kvasir's cache directory: {@code $XDG_CACHE_HOME/kvasir} where that variable is set, else the
+   * place that the operating system has for it ({@code ~/.cache}, {@code ~/Library/Caches}, {@code
+   * %LOCALAPPDATA%}). It need not exist yet.
    */
   public static Path path() {
     return path(Platform.current(), System.getenv(), System.getProperty("user.home"));

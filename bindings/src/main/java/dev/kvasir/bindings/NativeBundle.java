@@ -22,9 +22,10 @@ import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
- * The libraries inside a native jar. Its index has one line per file, {@code <sha256> <bytes> <name>}; the digest of the
- * index names the directory that the files are extracted to, so that a directory of that name never needs to change and
- * several versions and processes can share the cache.
+ * The libraries inside a native jar. Its index has one line per file, {@code <sha256> <bytes>
+ * <name>}; the digest of the index names the directory that the files are extracted to, so that a
+ * directory of that name never needs to change and several versions and processes can share the
+ * cache.
  */
 final class NativeBundle {
   static final String INDEX = "index";
@@ -49,9 +50,12 @@ final class NativeBundle {
 
   static Optional<NativeBundle> of(Function<String, @Nullable InputStream> resources) {
     try (InputStream in = resources.apply(INDEX)) {
-      return in == null ? Optional.empty() : Optional.of(new NativeBundle(resources, in.readAllBytes()));
+      return in == null
+          ? Optional.empty()
+          : Optional.of(new NativeBundle(resources, in.readAllBytes()));
     } catch (IOException e) {
-      throw new NativeLoadException("The index of the native jar cannot be read: " + e.getMessage(), e);
+      throw new NativeLoadException(
+          "The index of the native jar cannot be read: " + e.getMessage(), e);
     }
   }
 
@@ -109,7 +113,8 @@ final class NativeBundle {
     MessageDigest digest = sha256();
     try (InputStream in = resources.apply(entry.name)) {
       if (in == null) {
-        throw new NativeLoadException("The native jar lists " + entry.name + " but does not hold it. Build it again.");
+        throw new NativeLoadException(
+            "The native jar lists " + entry.name + " but does not hold it. Build it again.");
       }
       try (OutputStream out = Files.newOutputStream(file);
           DigestInputStream digesting = new DigestInputStream(in, digest)) {
@@ -117,11 +122,13 @@ final class NativeBundle {
       }
     }
     if (!HexFormat.of().formatHex(digest.digest()).equals(entry.sha256)) {
-      throw new NativeLoadException("The native jar's " + entry.name + " is damaged: its SHA-256 differs from the index.");
+      throw new NativeLoadException(
+          "The native jar's " + entry.name + " is damaged: its SHA-256 differs from the index.");
     }
   }
 
-  // A rename is atomic: another process sees all files or none. Whoever comes second finds the directory there.
+  // A rename is atomic: another process sees all files or none. Whoever comes second finds the
+  // directory there.
   private void publish(Path scratch, Path directory) throws IOException {
     if (Files.exists(directory) && !isComplete(directory)) {
       delete(directory);
@@ -154,13 +161,18 @@ final class NativeBundle {
     List<Entry> entries = new ArrayList<>();
     for (String line : index.lines().toList()) {
       String[] fields = line.split(" ", 3);
-      if (fields.length != 3 || fields[2].isEmpty() || fields[2].contains("/") || fields[2].contains("\\")) {
-        throw new NativeLoadException("The index of the native jar has a line that is not understood: " + line);
+      if (fields.length != 3
+          || fields[2].isEmpty()
+          || fields[2].contains("/")
+          || fields[2].contains("\\")) {
+        throw new NativeLoadException(
+            "The index of the native jar has a line that is not understood: " + line);
       }
       try {
         entries.add(new Entry(fields[0], Long.parseLong(fields[1]), fields[2]));
       } catch (NumberFormatException e) {
-        throw new NativeLoadException("The index of the native jar has a line that is not understood: " + line, e);
+        throw new NativeLoadException(
+            "The index of the native jar has a line that is not understood: " + line, e);
       }
     }
     return List.copyOf(entries);

@@ -11,13 +11,15 @@ import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
- * The native libraries of this process: ggml, llama.cpp and Kvasir's own. They are taken from the directory that the system
- * property {@value #PATH_PROPERTY} or the environment variable {@value #PATH_VARIABLE} names, otherwise from the native jar
- * on the class path or module path, which is extracted once into the per-user cache.
+ * The native libraries of this process: ggml, llama.cpp and Kvasir's own. They are taken from the
+ * directory that the system property {@value #PATH_PROPERTY} or the environment variable {@value
+ * #PATH_VARIABLE} names, otherwise from the native jar on the class path or module path, which is
+ * extracted once into the per-user cache.
  *
- * <p>{@link #load()} must return before anything of {@link NativeApi} is called: the generated code looks its symbols up among
- * the libraries that its class loader has loaded. ggml's backends are not loaded here, since that writes to ggml's log;
- * {@code ggml_backend_load_all_from_path(directory())} does it.
+ * <p>{@link #load()} must return before anything of {@link NativeApi} is called: the generated code
+ * looks its symbols up among the libraries that its class loader has loaded. ggml's backends are
+ * not loaded here, since that writes to ggml's log; {@code
+ * ggml_backend_load_all_from_path(directory())} does it.
  */
 public final class NativeLibraries {
   /** The system property that names a directory with all libraries. */
@@ -40,8 +42,8 @@ public final class NativeLibraries {
   /**
    * Loads the libraries, or returns those that are loaded already. May be called by any thread.
    *
-   * @throws NativeLoadException if they cannot be found or loaded, or are not the version that these bindings are for; another
-   *     call tries again
+   * @throws NativeLoadException if they cannot be found or loaded, or are not the version that
+   *     these bindings are for; another call tries again
    */
   public static synchronized NativeLibraries load() {
     if (loaded == null) {
@@ -89,7 +91,14 @@ public final class NativeLibraries {
       files = list.sorted().toList();
     } catch (IOException e) {
       throw new NativeLoadException(
-          "The library directory " + directory + " cannot be read (" + e + "). Check -D" + PATH_PROPERTY + ".", e);
+          "The library directory "
+              + directory
+              + " cannot be read ("
+              + e
+              + "). Check -D"
+              + PATH_PROPERTY
+              + ".",
+          e);
     }
     List<Path> libraries = new ArrayList<>();
     for (String name : LOAD_ORDER) {

@@ -3,7 +3,8 @@ package dev.kvasir.bindings;
 import java.util.Locale;
 
 /**
- * The operating system and processor, spelled as in the classifier of the native jar, for example {@code linux-x86_64}.
+ * The operating system and processor, spelled as in the classifier of the native jar, for example
+ * {@code linux-x86_64}.
  *
  * @param os {@code linux}, {@code macos}, {@code windows}, or what {@code os.name} says
  * @param arch {@code x86_64}, {@code aarch64}, or what {@code os.arch} says
@@ -17,7 +18,9 @@ record Platform(String os, String arch) {
   static Platform of(String osName, String osArch) {
     String name = osName.toLowerCase(Locale.ROOT);
     String os =
-        name.startsWith("mac") ? "macos" : name.startsWith("windows") ? "windows" : name.replace(' ', '_');
+        name.startsWith("mac")
+            ? "macos"
+            : name.startsWith("windows") ? "windows" : name.replace(' ', '_');
     String arch =
         switch (osArch.toLowerCase(Locale.ROOT)) {
           case "amd64", "x86_64" -> "x86_64";
