@@ -276,13 +276,14 @@ static bool is_view(ggml_op op) {
     return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
-ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int n_threads) {
-    const int64_t begin = now_ns();
-    used_      = 0;
-    open_mask_ = nullptr;
-    kvasir_cache * cache = nullptr;
+void store_graph::find_nodes(const ggml_cgraph * graph) {
+    if (graph->uid != 0 && graph->uid == uid_) {
+        return;
+    }
+    uid_ = 0;
+    over_store_.clear();
     for (int i = 0; i < graph->n_nodes; i++) {
-        ggml_tensor * node = graph->nodes[i];
+        const ggml_tensor * node = graph->nodes[i];
         if (is_view(node->op) || !touches_store(node)) {
             continue;
         }
@@ -290,6 +291,19 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
         if (!accept_node(node, reason)) {
             throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + reason);
         }
+        over_store_.push_back(i);
+    }
+    uid_ = graph->uid;
+}
+
+ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int n_threads) {
+    const int64_t begin = now_ns();
+    used_      = 0;
+    open_mask_ = nullptr;
+    find_nodes(graph);
+    kvasir_cache * cache = nullptr;
+    for (int i : over_store_) {
+        ggml_tensor * node = graph->nodes[i];
         if (node->op == GGML_OP_SET_ROWS) {
             prepare_append(node);
         } else {

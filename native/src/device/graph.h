@@ -36,9 +36,12 @@ private:
     size_t                 used_ = 0;
     cpu_workspace          workspace_;
     portable_attention     portable_;
+    uint64_t               uid_ = 0;             // the graph that over_store_ was found in; llama.cpp reuses its graphs
+    std::vector<int>       over_store_;          // indices of its nodes over the store
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
 
+    void find_nodes(const ggml_cgraph * graph);
     store_node & next();
     void prepare_append(ggml_tensor * node);
     void prepare_attention(ggml_tensor * node, int n_threads);
