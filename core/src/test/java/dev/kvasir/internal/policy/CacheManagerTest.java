@@ -320,7 +320,7 @@ class CacheManagerTest {
 
   @Test
   void markersAndSinksAreSpecial() {
-    var log = new TokenLog(kinds, 2);
+    var log = new TokenLog(kinds, 2, 4);
     for (int token : new int[] {70, 70, 50, 51, 51, 50, 51, 52, 60, 61, 2, 7}) {
       log.append(token);
     }

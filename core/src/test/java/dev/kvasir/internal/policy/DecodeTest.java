@@ -378,7 +378,7 @@ class DecodeTest {
 
   @Test
   void slidingLayersHoldTheirPolicyAmongTheTokensThatAreThere() {
-    for (int round = 0; round < 30; round++) {
+    for (int round = 0; round < 12; round++) {
       var sliding = new LayerShape(0, 3, 1, 8, 8, 32, 64, true);
       var base = new LayerShape(1, 3, 1, 8, 8, 32, 1024, false);
       var again = new LayerShape(2, 3, 1, 8, 8, 32, 64, true);

@@ -3,7 +3,6 @@ package dev.kvasir.internal.policy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Random;
 
 /**
  * A store in plain arrays that computes attention itself: every appended token attends to the
@@ -75,10 +74,9 @@ class FakeStore implements CacheStore {
    * locality; the same for the same seed.
    */
   double logit(int layer, int queryHead, int query, int key) {
-    var key0 = new Random(seed * 31 + layer * 1009L + queryHead * 17L + key * 7919L);
-    key0.nextInt();
-    double heavy = key0.nextDouble() < 0.1 ? 4 * key0.nextDouble() : 0;
-    double noise = new Random(seed + query * 104729L + key * 1299709L + queryHead).nextDouble();
+    double of = uniform(layer * 1009L + queryHead * 17L + key * 7919L);
+    double heavy = of < 0.1 ? 40 * of : 0;
+    double noise = uniform(query * 104729L + key * 1299709L + queryHead);
     double locality = 0.02 * ((layer + queryHead) % 4) * (query - key);
     return 2 * noise + heavy - locality;
   }
@@ -100,7 +98,18 @@ class FakeStore implements CacheStore {
 
   /** Value norm of a token in a head. */
   float norm(int layer, int head, int position) {
-    return 0.5f + new Random(seed ^ (position * 613L + layer * 31L + head)).nextFloat();
+    return 0.5f + (float) uniform(position * 613L + layer * 31L + head);
+  }
+
+  /**
+   * A number between 0 and 1, the same for the same argument and seed (the finaliser of
+   * MurmurHash3).
+   */
+  private double uniform(long of) {
+    long x = seed * 31 + of * 0x9E3779B97F4A7C15L;
+    x = (x ^ x >>> 33) * 0xFF51AFD7ED558CCDL;
+    x = (x ^ x >>> 33) * 0xC4CEB9FE1A85EC53L;
+    return ((x ^ x >>> 33) >>> 11) * 0x1.0p-53;
   }
 
   /** Evaluates so many tokens. */
