@@ -1,0 +1,179 @@
+package dev.kvasir.examples.bench;
+
+import dev.kvasir.Session;
+import dev.kvasir.SessionOptions;
+import dev.kvasir.cache.CacheReport;
+import dev.kvasir.examples.terminal.ProgressBar;
+import dev.kvasir.examples.terminal.StandardStreams;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.OptionalLong;
+
+/**
+ * Measures engines against each other. Single runs on a shared machine spread widely, so every
+ * repeat visits all engines before the next begins, and begins with another engine than the one
+ * before.
+ */
+final class Bench {
+  private static final int WARM_UP_PROMPT = 64;
+  private static final int WARM_UP_DECODE = 4;
+
+  private final List<Engine> engines;
+  private final SessionOptions options;
+  private final int repeats;
+  private final int[] text;
+  private final StandardStreams streams;
+
+  /**
+   * A benchmark.
+   *
+   * @param text tokens to read, at least {@link #tokensForPrompt} and {@link #tokensForDecode} of
+   *     what will be run
+   */
+  Bench(
+      List<Engine> engines,
+      SessionOptions options,
+      int repeats,
+      int[] text,
+      StandardStreams streams) {
+    this.engines = engines;
+    this.options = options;
+    this.repeats = repeats;
+    this.text = text;
+    this.streams = streams;
+  }
+
+  static int tokensForPrompt(int prompt) {
+    return Math.max(prompt, WARM_UP_PROMPT);
+  }
+
+  static int tokensForDecode(int depth, int tokens, int repeats) {
+    return depth + WARM_UP_DECODE + tokens * repeats;
+  }
+
+  /**
+   * A prompt of so many tokens in an empty cache; the policy's work after it is part of the time.
+   */
+  List<BenchRow> prompt(int tokens) {
+    var runs = new ArrayList<Run>();
+    try (var bar = new ProgressBar(streams, "pp" + tokens)) {
+      for (var engine : engines) {
+        var run = new Run(engine, tokensForPrompt(tokens));
+        runs.add(run);
+        run.session.evaluate(
+            Arrays.copyOf(text, tokensForPrompt(Math.min(tokens, WARM_UP_PROMPT))));
+      }
+      int[] prompt = Arrays.copyOf(text, tokens);
+      for (int r = 0; r < repeats; r++) {
+        for (int e = 0; e < runs.size(); e++) {
+          bar.update(r * runs.size() + e, repeats * runs.size());
+          var run = runs.get((r + e) % runs.size());
+          run.session.clear();
+          run.time(r, tokens, () -> run.session.evaluate(prompt));
+          run.look();
+        }
+      }
+      return runs.stream().map(run -> run.row("pp" + tokens)).toList();
+    } finally {
+      runs.forEach(Run::close);
+    }
+  }
+
+  /**
+   * The decode of so many tokens, one by one, at a depth. Every repeat goes on where the one before
+   * ended.
+   */
+  List<BenchRow> decode(int depth, int tokens) {
+    var test = "tg" + tokens + (depth > 0 ? "@d" + depth : "");
+    var runs = new ArrayList<Run>();
+    try (var bar = new ProgressBar(streams, test)) {
+      int steps = engines.size() * (repeats + 1);
+      for (var engine : engines) {
+        bar.update(runs.size(), steps, "filling");
+        var run = new Run(engine, tokensForDecode(depth, tokens, repeats));
+        runs.add(run);
+        if (depth > 0) {
+          run.session.evaluate(Arrays.copyOf(text, depth));
+        }
+        run.look();
+        run.decode(depth, WARM_UP_DECODE);
+      }
+      for (int r = 0; r < repeats; r++) {
+        int from = depth + WARM_UP_DECODE + r * tokens;
+        for (int e = 0; e < runs.size(); e++) {
+          bar.update(runs.size() * (r + 1) + e, steps);
+          var run = runs.get((r + e) % runs.size());
+          run.time(r, tokens, () -> run.decode(from, tokens));
+        }
+      }
+      return runs.stream().map(run -> run.row(test)).toList();
+    } finally {
+      runs.forEach(Run::close);
+    }
+  }
+
+  /** One engine with a session of its own. */
+  private final class Run implements AutoCloseable {
+    private final Engine engine;
+    private final OptionalLong before = ResidentMemory.bytes();
+    private final Session session;
+    private final double[] rates = new double[repeats];
+    private OptionalLong after = OptionalLong.empty();
+    private CacheReport report;
+
+    Run(Engine engine, int contextSize) {
+      this.engine = engine;
+      this.session =
+          engine
+              .model()
+              .newSession(
+                  options.withContextSize(contextSize).withCachePolicy(engine.cachePolicy()));
+      this.report = session.cacheReport();
+    }
+
+    void decode(int from, int tokens) {
+      for (int i = from; i < from + tokens; i++) {
+        session.evaluate(text[i]);
+      }
+    }
+
+    void time(int repeat, int tokens, Runnable work) {
+      long start = System.nanoTime();
+      work.run();
+      rates[repeat] = tokens * 1e9 / (System.nanoTime() - start);
+    }
+
+    /**
+     * What the cache holds and takes, at the first call: later ones would see the other engines'
+     * memory too.
+     */
+    void look() {
+      if (after.isEmpty()) {
+        after = ResidentMemory.bytes();
+        report = session.cacheReport();
+      }
+    }
+
+    BenchRow row(String test) {
+      var grown =
+          before.isPresent() && after.isPresent()
+              ? OptionalLong.of(Math.max(0, after.getAsLong() - before.getAsLong()))
+              : OptionalLong.empty();
+      return new BenchRow(
+          engine.name(),
+          test,
+          engine.policy(),
+          report.keptFraction(),
+          report.keptSlots(),
+          report.keptBytes(),
+          grown,
+          rates);
+    }
+
+    @Override
+    public void close() {
+      session.close();
+    }
+  }
+}

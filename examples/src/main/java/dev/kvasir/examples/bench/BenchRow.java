@@ -1,0 +1,49 @@
+package dev.kvasir.examples.bench;
+
+import java.util.Arrays;
+import java.util.OptionalLong;
+
+/**
+ * One engine on one test.
+ *
+ * @param engine {@code llama.cpp} or {@code kvasir}
+ * @param test llama-bench's name: {@code pp4096} is a prompt of 4,096 tokens, {@code tg32@d4096}
+ *     the decode of 32 after 4,096
+ * @param policy what the cache keeps
+ * @param keptFraction slots held when the prompt was read, as a fraction of all
+ * @param keptSlots the same as a number, over all KV heads
+ * @param kvBytes bytes of keys and values then
+ * @param rssBytes by how much the process had grown since before the session was opened: cache and
+ *     compute buffers
+ * @param tokensPerSecond one per repeat
+ */
+record BenchRow(
+    String engine,
+    String test,
+    String policy,
+    double keptFraction,
+    long keptSlots,
+    long kvBytes,
+    OptionalLong rssBytes,
+    double[] tokensPerSecond) {
+
+  double median() {
+    double[] sorted = sorted();
+    int middle = sorted.length / 2;
+    return sorted.length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+  }
+
+  double slowest() {
+    return sorted()[0];
+  }
+
+  double fastest() {
+    return sorted()[tokensPerSecond.length - 1];
+  }
+
+  private double[] sorted() {
+    double[] sorted = tokensPerSecond.clone();
+    Arrays.sort(sorted);
+    return sorted;
+  }
+}

@@ -1,0 +1,99 @@
+package dev.kvasir.examples.options;
+
+import dev.kvasir.SessionOptions;
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.Profile;
+import dev.kvasir.cache.Target;
+import java.nio.file.Path;
+import org.jspecify.annotations.Nullable;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Spec;
+
+/** What the cache of a session keeps. */
+public final class CacheArguments {
+  /** The policies that can be named. */
+  public enum Policy {
+    /** Everything is kept. */
+    FULL,
+    /** Every head keeps what its profile shows that it needs. */
+    FASTGEN
+  }
+
+  @Spec(Spec.Target.MIXEE)
+  private CommandSpec command;
+
+  @Option(
+      names = "--kv-policy",
+      paramLabel = "full|fastgen",
+      description =
+          "Keep everything, or per KV head what a profile of the prompt asks for. Default: fastgen.")
+  private @Nullable Policy policy;
+
+  @Option(
+      names = "--kv-recovery",
+      paramLabel = "T",
+      converter = RecoveryConverter.class,
+      description =
+          "Every head keeps as little as recovers this fraction of its attention; 1 keeps everything. Default: 0.95.")
+  private @Nullable Target recovery;
+
+  @Option(
+      names = "--kv-budget",
+      paramLabel = "50%%|512M",
+      converter = BudgetConverter.class,
+      description =
+          "The heads share this part of the full cache, or so many bytes, in place of --kv-recovery.")
+  private @Nullable Target budget;
+
+  @Mixin private FastGenArguments fastgen;
+
+  @Option(
+      names = "--kv-profile",
+      paramLabel = "FILE",
+      description =
+          "Take the heads' policies from a saved profile; --kv-recovery and --kv-budget choose from it anew.")
+  private @Nullable Path profile;
+
+  /** Called by picocli, which sets the command and the mixin. */
+  @SuppressWarnings("NullAway.Init")
+  public CacheArguments() {}
+
+  /**
+   * Session options with the policy, and with the profile where one is to be used again.
+   *
+   * @throws ParameterException if the options contradict each other
+   * @throws dev.kvasir.ProfileException if the profile's file is no profile
+   */
+  public SessionOptions over(SessionOptions options) {
+    if (recovery != null && budget != null) {
+      throw contradiction(
+          "--kv-recovery and --kv-budget exclude each other: both say how much is kept");
+    }
+    var target = recovery != null ? recovery : budget;
+    if (policy == Policy.FULL) {
+      if (target != null || profile != null || fastgen.given()) {
+        throw contradiction(
+            "--kv-policy full keeps everything: the other --kv options need --kv-policy fastgen");
+      }
+      return options.withCachePolicy(CachePolicy.full());
+    }
+    if (profile != null) {
+      if (fastgen.given()) {
+        throw contradiction(
+            "--kv-profile brings its own candidates and figures: only --kv-recovery or --kv-budget can go with it");
+      }
+      var loaded = Profile.load(profile);
+      var chosen = target == null ? loaded : loaded.withTarget(target);
+      return options.withCachePolicy(chosen.policy()).withProfile(chosen);
+    }
+    var chosen = fastgen.policy();
+    return options.withCachePolicy(target == null ? chosen : chosen.withTarget(target));
+  }
+
+  private ParameterException contradiction(String message) {
+    return new ParameterException(command.commandLine(), message);
+  }
+}

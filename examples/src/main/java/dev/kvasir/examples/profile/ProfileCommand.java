@@ -1,0 +1,111 @@
+package dev.kvasir.examples.profile;
+
+import dev.kvasir.cache.FastGen;
+import dev.kvasir.examples.options.CacheArguments;
+import dev.kvasir.examples.options.ContextArguments;
+import dev.kvasir.examples.options.ModelArguments;
+import dev.kvasir.examples.options.SessionArguments;
+import dev.kvasir.examples.options.TextFile;
+import dev.kvasir.examples.terminal.CommandFailure;
+import dev.kvasir.examples.terminal.ProgressBar;
+import dev.kvasir.examples.terminal.StandardStreams;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.concurrent.Callable;
+import org.jspecify.annotations.Nullable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Spec;
+
+/** What every KV head needs for a text. */
+@Command(
+    name = "profile",
+    description = "Profiles the KV heads on a text: what each would keep, and what that recovers.")
+public final class ProfileCommand implements Callable<Integer> {
+  private final StandardStreams streams;
+
+  @Spec private CommandSpec command;
+  @Mixin private ModelArguments model;
+  @Mixin private ContextArguments context;
+  @Mixin private SessionArguments session;
+  @Mixin private CacheArguments cache;
+
+  @Option(
+      names = {"-f", "--file"},
+      paramLabel = "TEXT",
+      required = true,
+      description = "The text, - for standard input.")
+  private Path file;
+
+  @Option(
+      names = "--json",
+      paramLabel = "FILE",
+      description = "Write the profile as JSON too, - for standard output in place of the table.")
+  private @Nullable Path json;
+
+  /** A command on these streams; picocli sets the rest. */
+  @SuppressWarnings("NullAway.Init")
+  public ProfileCommand(StandardStreams streams) {
+    this.streams = streams;
+  }
+
+  @Override
+  public Integer call() {
+    var options = cache.over(context.over(session.options()));
+    if (!(options.cachePolicy() instanceof FastGen fastgen) || options.profile() != null) {
+      throw new ParameterException(
+          command.commandLine(),
+          "profile makes a FastGen profile: --kv-policy full and --kv-profile have no meaning here");
+    }
+    if (json != null
+        && !toStandardOutput()
+        && !Files.isDirectory(json.toAbsolutePath().resolveSibling("."))) {
+      throw new CommandFailure(
+          "The profile cannot be saved to " + json + ": there is no such directory.");
+    }
+    var text = TextFile.read(file, streams);
+    try (var loaded = model.load(streams, true);
+        var bar = new ProgressBar(streams, "Profiling");
+        var opened =
+            loaded.newSession(
+                options.withPrefillListener((done, total) -> bar.update(done, total)))) {
+      var tokens = loaded.tokenize(text, true, false);
+      if (tokens.length < fastgen.minimumTokens()) {
+        throw new CommandFailure(
+            "The text has %d tokens, too few to judge heads by; a profile needs %d."
+                .formatted(tokens.length, fastgen.minimumTokens()));
+      }
+      opened.evaluate(tokens);
+      bar.clear();
+      var profile = opened.profile().orElseThrow();
+      if (json != null && toStandardOutput()) {
+        streams.out().println(profile.toJson());
+        return 0;
+      }
+      if (json != null) {
+        profile.save(json);
+      }
+      var out = streams.out();
+      out.print(ProfileTable.heads(profile));
+      out.println();
+      out.print(
+          new HeadMap(
+                  opened.cacheReport(),
+                  100,
+                  streams.outTerminal() && System.getenv("NO_COLOR") == null)
+              .render());
+      out.println();
+      out.print(ProfileTable.targets(profile));
+      out.println();
+      out.print(ProfileTable.summary(profile));
+      return 0;
+    }
+  }
+
+  private boolean toStandardOutput() {
+    return Path.of("-").equals(json);
+  }
+}
