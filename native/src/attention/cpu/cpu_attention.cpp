@@ -53,6 +53,7 @@ struct cpu_attention::state {
 
     std::vector<cpu_unit>      units;
     std::vector<cpu_head_work> work;
+    std::vector<uint8_t>       views;
     std::atomic<int32_t>       next{ 0 };
     // decode: units of a head that are not finished; prefill: whose turn it is to add to a head's sums
     std::unique_ptr<std::atomic<int32_t>[]> count;
@@ -138,6 +139,10 @@ void cpu_attention::state::plan_prefill() {
     }
     most = (job.group + groups - 1) / groups;
 
+    job.n_tiles = tiles();
+    job.n_view = node.mask ? node.mask_n_kv / slot_block : 0;
+    views.assign((size_t) node.n_stream * job.n_tiles * job.n_view, 0);
+
     const bool per_head = node.stat && node.stat->rows > 1;
     const int32_t n_tickets = n_heads * (per_head ? job.group : 1);
     counters(n_tickets);
@@ -195,6 +200,7 @@ void cpu_attention::run(int ith, int nth) noexcept {
     cpu_job job = s.job; // a copy, because the workspace may have moved since this node was planned
     job.units = s.units.data();
     job.work  = s.work.data();
+    job.views = s.views.data();
     job.parts = base + s.parts;
     job.kept  = base + s.kept;
     const int32_t n_units = (int32_t) s.units.size();

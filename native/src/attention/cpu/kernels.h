@@ -40,6 +40,8 @@ struct cpu_job {
     const cpu_unit * units;
     const cpu_head_work * work;
     float * parts;             // decode: [unit][R][2 + dvp]: maximum, sum, accumulator
+    uint8_t * views;           // prefill, mask shared by the heads: [stream][tile][n_view] what a tile sees of 64 aligned cells
+    int32_t n_view, n_tiles;   //   (0: not looked at yet); every thread that looks writes the same
     float * kept;              // decode: per head [block][R][slot_block] weights, then [block][R] the maximum they refer to
 };
 

@@ -23,7 +23,7 @@ constexpr float no_score   = -1e30f; // the running maximum before the first sco
 constexpr float rescale_at = 8.0f;   // the running maximum may lag by this much: weights stay below 2^8 and rescaling is rare
 constexpr float negligible = -40.0f; // a block of weights below 2^-40 of the maximum is skipped: 64 * 2^-40 < 2^-24 / 2^10
 
-constexpr int visible = 0, hidden = 1, mixed = 2;
+constexpr int visible = 1, hidden = 2, mixed = 3; // 0: unknown
 
 inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 inline int32_t max_of(int32_t a, int32_t b) { return a > b ? a : b; }
@@ -756,6 +756,39 @@ template <class L> inline void tiles_to_f32(const uint16_t * src, int32_t n, flo
     }
 }
 
+// ORs and ANDs n values of a mask into pairs of lanes
+inline void scan_mask(const uint16_t * m, int32_t n, vu & any, vu & all) {
+    constexpr int step = 2 * VL;
+    uint16_t few[step];
+    if (n < step) {
+        for (int i = 0; i < step; i++) {
+            few[i] = m[i < n ? i : 0];
+        }
+        m = few;
+        n = step;
+    }
+    int32_t i = 0;
+    for (; i + step <= n; i += step) {
+        const vu x = *(const vu_any *) (m + i);
+        any |= x;
+        all &= x;
+    }
+    if (i < n) { // overlaps the one before
+        const vu x = *(const vu_any *) (m + n - step);
+        any |= x;
+        all &= x;
+    }
+}
+
+inline int view_of(vu any, vu all) {
+    uint32_t some = any[0], every = all[0];
+    for (int i = 1; i < VL; i++) {
+        some |= any[i];
+        every &= all[i];
+    }
+    return some == 0 ? visible : every == 0xfc00fc00u && some == 0xfc00fc00u ? hidden : mixed;
+}
+
 // whether the queries of a unit see all, none or some of the slots
 int classify(const attention_node & node, const head_store & h, int32_t stream, int32_t query_head, const cpu_unit & u, int32_t slot, int32_t n) {
     const int32_t * cell = h.cell + slot;
@@ -769,31 +802,28 @@ int classify(const attention_node & node, const head_store & h, int32_t stream, 
     if (hi >= node.mask_n_kv) {
         return mixed;
     }
+    const uint16_t * first = mask_row(node, stream, query_head, u.token);
+    const size_t stride = node.mask_nb[1] / sizeof(uint16_t);
     if (hi - lo < 16 * slot_block) { // every cell of the range is looked at, held or not: cheaper than a gather
-        uint16_t any = 0, all = 0xffff;
-        for (int32_t q = 0; q < u.n_tokens; q++) {
-            const uint16_t * m = mask_row(node, stream, query_head, u.token + q);
-            for (int32_t c = lo; c <= hi; c++) {
-                any |= m[c];
-                all &= m[c];
+        // rows are far apart, so that no hardware prefetcher sees what the next block needs
+        const int32_t next = slot + n < h.n ? h.cell[slot + n] : -1;
+        vu any{}, all = ~any;
+        const uint16_t * m = first;
+        for (int32_t q = 0; q < u.n_tokens; q++, m += stride) {
+            if (next >= 0) {
+                __builtin_prefetch(m + next, 0, 2);
+                __builtin_prefetch(m + next + slot_block / 2, 0, 2);
             }
-            if (any != 0 && all != 0xfc00) {
-                break;
-            }
+            scan_mask(m + lo, hi - lo + 1, any, all);
         }
-        if (any == 0) {
-            return visible;
-        }
-        if (all == 0xfc00) {
-            return hidden;
-        }
-        if (hi - lo == n - 1) {
-            return mixed;
+        const int view = view_of(any, all);
+        if (view != mixed || hi - lo == n - 1) {
+            return view;
         }
     }
     uint16_t any = 0, all = 0xffff;
     for (int32_t q = 0; q < u.n_tokens; q++) {
-        const uint16_t * m = mask_row(node, stream, query_head, u.token + q);
+        const uint16_t * m = first + (size_t) q * stride;
         for (int32_t i = 0; i < n; i++) {
             any |= m[cell[i]];
             all &= m[cell[i]];
@@ -802,7 +832,22 @@ int classify(const attention_node & node, const head_store & h, int32_t stream, 
             return mixed;
         }
     }
-    return any == 0 ? visible : hidden;
+    return any == 0 ? visible : any == 0xfc00 ? hidden : mixed;
+}
+
+// the same, looked up where another head has found out: most heads hold the same cells until they evict
+inline int view_block(const cpu_job & job, const head_store & h, int32_t stream, int32_t query_head, const cpu_unit & u, int32_t slot, int32_t n) {
+    const int32_t cell = h.cell[slot];
+    if (n != slot_block || cell % slot_block != 0 || !cells_contiguous(h, slot, n) || cell / slot_block >= job.n_view) {
+        return classify(job.node, h, stream, query_head, u, slot, n);
+    }
+    uint8_t * known = job.views + ((size_t) stream * job.n_tiles + u.token / job.tile) * job.n_view + cell / slot_block;
+    int view = __atomic_load_n(known, __ATOMIC_RELAXED);
+    if (view == 0) {
+        view = classify(job.node, h, stream, query_head, u, slot, n);
+        __atomic_store_n(known, (uint8_t) view, __ATOMIC_RELAXED);
+    }
+    return view;
 }
 
 // the mask of a block as floats, [slot][lanes], times log2 e
@@ -873,7 +918,7 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
         }
         int view = visible;
         if (node.mask && !per_head_mask) {
-            view = classify(node, h, stream, first_head, unit, slot, n);
+            view = view_block(job, h, stream, first_head, unit, slot, n);
             if (view == hidden) {
                 continue;
             }

@@ -17,9 +17,10 @@ typedef uint16_t vh __attribute__((vector_size(VL * 2)));
 typedef int8_t   vb __attribute__((vector_size(VL)));
 typedef vf vf_any __attribute__((aligned(4), may_alias));
 typedef vh vh_any __attribute__((aligned(2), may_alias));
+typedef vu vu_any __attribute__((aligned(2), may_alias));
 typedef vb vb_any __attribute__((aligned(1), may_alias));
 
-static inline vf   vset(float x) { return vf{} + x; }
+static inline vf   vset(float x) { return x - vf{}; } // x + 0 would be an addition: it turns -0 into 0
 static inline vf   vload(const float * p) { return *(const vf_any *) p; }
 static inline void vstore(float * p, vf v) { *(vf_any *) p = v; }
 
