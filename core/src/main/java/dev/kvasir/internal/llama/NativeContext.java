@@ -225,7 +225,7 @@ public final class NativeContext implements AutoCloseable {
   /** Takes everything from a position on out of the memory; false when a sliding window has moved on, and what comes before is no longer whole. */
   public boolean truncate(int position) {
     NativeApi.llama_memory_seq_rm(memory, SEQUENCE, position, -1);
-    boolean whole = model.window() == 0 || position == 0 || NativeApi.llama_memory_seq_pos_min(memory, SEQUENCE) <= Math.max(0, position - model.window());
+    boolean whole = model.window() == 0 || position == 0 || reachesBackTo(position - model.window());
     if (cache.address() != 0) {
       if (model.window() == 0) {
         // With one sequence and nothing reused, cells are positions.
@@ -238,6 +238,11 @@ public final class NativeContext implements AutoCloseable {
       }
     }
     return whole;
+  }
+
+  private boolean reachesBackTo(int position) {
+    int first = NativeApi.llama_memory_seq_pos_min(memory, SEQUENCE); // -1 when nothing is left
+    return first >= 0 && first <= Math.max(0, position);
   }
 
   /** The cells of a sliding-window cache are a ring: what to drop is found by position. */

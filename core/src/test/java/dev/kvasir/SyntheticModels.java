@@ -1,0 +1,159 @@
+package dev.kvasir;
+
+import java.nio.file.Path;
+import java.util.Random;
+
+/** Small models with random weights: for architectures that the default model has not, and for comparisons that quantised weights would blur. */
+public final class SyntheticModels {
+  private static final int VOCABULARY = 3 + 256 + 64;
+  private static final int EMBEDDING = 128;
+  private static final int HEADS = 4;
+  private static final int KV_HEADS = 2;
+  private static final int HEAD_DIMENSION = 64;
+  private static final int FEED_FORWARD = 256;
+
+  private final GgufWriter file = new GgufWriter();
+  private final Random random = new Random(7);
+  private final String architecture;
+
+  private SyntheticModels(String architecture, int layers) {
+    this.architecture = architecture;
+    file.put("general.architecture", architecture);
+    file.put("general.name", "synthetic");
+    put("block_count", layers);
+    put("context_length", 2048);
+    put("embedding_length", EMBEDDING);
+    file.put(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
+    vocabulary();
+    tensor("token_embd.weight", 1, EMBEDDING, VOCABULARY);
+    tensor("output.weight", 0.3, EMBEDDING, VOCABULARY);
+    ones("output_norm.weight", EMBEDDING);
+  }
+
+  /** A llama with grouped queries; its attention is peaked enough to be worth profiling. */
+  public static Path llama(Path file, int layers) {
+    SyntheticModels model = new SyntheticModels("llama", layers);
+    model.attentionHeader();
+    for (int layer = 0; layer < layers; layer++) {
+      model.attentionLayer(layer);
+    }
+    model.file.write(file);
+    return file;
+  }
+
+  /** A gemma3: five layers with a sliding window to each one without. */
+  public static Path slidingWindow(Path file, int window) {
+    int layers = 6;
+    SyntheticModels model = new SyntheticModels("gemma3", layers);
+    model.attentionHeader();
+    model.put("attention.sliding_window", window);
+    for (int layer = 0; layer < layers; layer++) {
+      model.attentionLayer(layer);
+      for (String norm : new String[] {"post_attention_norm", "post_ffw_norm"}) {
+        model.ones("blk." + layer + "." + norm + ".weight", EMBEDDING);
+      }
+      model.ones("blk." + layer + ".attn_q_norm.weight", HEAD_DIMENSION);
+      model.ones("blk." + layer + ".attn_k_norm.weight", HEAD_DIMENSION);
+    }
+    model.file.write(file);
+    return file;
+  }
+
+  /** A mamba, which has a state and no KV cache. */
+  public static Path recurrent(Path file) {
+    SyntheticModels model = new SyntheticModels("mamba", 1);
+    int inner = 2 * EMBEDDING;
+    int state = 16;
+    int rank = 8;
+    model.put("ssm.conv_kernel", 4);
+    model.put("ssm.inner_size", inner);
+    model.put("ssm.state_size", state);
+    model.put("ssm.time_step_rank", rank);
+    model.ones("blk.0.attn_norm.weight", EMBEDDING);
+    model.tensor("blk.0.ssm_in.weight", 0.1, EMBEDDING, 2 * inner);
+    model.tensor("blk.0.ssm_conv1d.weight", 0.1, 4, inner);
+    model.tensor("blk.0.ssm_conv1d.bias", 0.1, inner);
+    model.tensor("blk.0.ssm_x.weight", 0.1, inner, rank + 2 * state);
+    model.tensor("blk.0.ssm_dt.weight", 0.1, rank, inner);
+    model.tensor("blk.0.ssm_dt.bias", 0.1, inner);
+    model.tensor("blk.0.ssm_a", 0.1, state, inner);
+    model.tensor("blk.0.ssm_d", 0.1, inner);
+    model.tensor("blk.0.ssm_out.weight", 0.1, inner, EMBEDDING);
+    model.file.write(file);
+    return file;
+  }
+
+  private void attentionHeader() {
+    put("attention.head_count", HEADS);
+    put("attention.head_count_kv", KV_HEADS);
+    put("attention.key_length", HEAD_DIMENSION);
+    put("attention.value_length", HEAD_DIMENSION);
+    put("feed_forward_length", FEED_FORWARD);
+    put("rope.dimension_count", HEAD_DIMENSION);
+  }
+
+  private void attentionLayer(int layer) {
+    String prefix = "blk." + layer + ".";
+    ones(prefix + "attn_norm.weight", EMBEDDING);
+    ones(prefix + "ffn_norm.weight", EMBEDDING);
+    tensor(prefix + "attn_q.weight", 0.15, EMBEDDING, HEADS * HEAD_DIMENSION);
+    tensor(prefix + "attn_k.weight", 0.15, EMBEDDING, KV_HEADS * HEAD_DIMENSION);
+    tensor(prefix + "attn_v.weight", 0.1, EMBEDDING, KV_HEADS * HEAD_DIMENSION);
+    tensor(prefix + "attn_output.weight", 0.1, HEADS * HEAD_DIMENSION, EMBEDDING);
+    tensor(prefix + "ffn_gate.weight", 0.05, EMBEDDING, FEED_FORWARD);
+    tensor(prefix + "ffn_up.weight", 0.05, EMBEDDING, FEED_FORWARD);
+    tensor(prefix + "ffn_down.weight", 0.05, FEED_FORWARD, EMBEDDING);
+  }
+
+  /** A byte vocabulary of the SentencePiece kind, with a few words. */
+  private void vocabulary() {
+    String[] tokens = new String[VOCABULARY];
+    float[] scores = new float[VOCABULARY];
+    int[] types = new int[VOCABULARY];
+    String[] control = {"<unk>", "<s>", "</s>"};
+    for (int i = 0; i < VOCABULARY; i++) {
+      if (i < 3) {
+        tokens[i] = control[i];
+        types[i] = i == 0 ? 2 : 3;
+      } else if (i < 259) {
+        tokens[i] = "<0x%02X>".formatted(i - 3);
+        types[i] = 6;
+      } else {
+        tokens[i] = "\u2581w" + (i - 259);
+        types[i] = 1;
+        scores[i] = -i;
+      }
+    }
+    file.put("tokenizer.ggml.model", "llama");
+    file.put("tokenizer.ggml.tokens", tokens);
+    file.put("tokenizer.ggml.scores", scores);
+    file.put("tokenizer.ggml.token_type", types);
+    file.put("tokenizer.ggml.bos_token_id", 1);
+    file.put("tokenizer.ggml.eos_token_id", 2);
+    file.put("tokenizer.ggml.unknown_token_id", 0);
+  }
+
+  private void put(String key, int value) {
+    file.put(architecture + "." + key, value);
+  }
+
+  private void ones(String name, int size) {
+    float[] data = new float[size];
+    java.util.Arrays.fill(data, 1f);
+    file.tensor(name, data, size);
+  }
+
+  private void tensor(String name, double deviation, int... shape) {
+    int size = 1;
+    long[] extents = new long[shape.length];
+    for (int i = 0; i < shape.length; i++) {
+      extents[i] = shape[i];
+      size *= shape[i];
+    }
+    float[] data = new float[size];
+    for (int i = 0; i < size; i++) {
+      data[i] = (float) (deviation * random.nextGaussian());
+    }
+    file.tensor(name, data, extents);
+  }
+}
