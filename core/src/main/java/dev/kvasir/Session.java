@@ -208,7 +208,7 @@ public final class Session implements AutoCloseable {
     enter();
     try {
       prepareEvaluation(tokens);
-      if (tokens.length == 1 && pending == NONE) {
+      if (tokens.length == 1 && pending == NONE && position > 0) {
         step(tokens[0]);
       } else {
         prefill(tokens, NEVER);
