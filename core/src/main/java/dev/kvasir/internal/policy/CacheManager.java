@@ -100,23 +100,27 @@ public final class CacheManager {
         minimumTokens = u.minimumTokens();
       }
     }
-    log = new TokenLog(kinds, sinks);
+    int capacity = 0;
+    for (int l = 0; l < store.layers(); l++) {
+      capacity = Math.max(capacity, store.shape(l).cells());
+    }
+    log = new TokenLog(kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
     CellMap base = null;
     CellMap sliding = null;
     for (int l = 0; l < cells.length; l++) {
       if (store.shape(l).sliding()) {
-        sliding = sliding == null ? newCellMap(l) : sliding;
+        sliding = sliding == null ? newCellMap(l, capacity) : sliding;
         cells[l] = sliding;
       } else {
-        base = base == null ? newCellMap(l) : base;
+        base = base == null ? newCellMap(l, capacity) : base;
         cells[l] = base;
       }
     }
   }
 
-  private CellMap newCellMap(int layer) {
-    var map = new CellMap(store, layer);
+  private CellMap newCellMap(int layer, int capacity) {
+    var map = new CellMap(store, layer, capacity);
     cellMaps.add(map);
     return map;
   }

@@ -12,15 +12,22 @@ final class CellMap {
   private final int layer; // one of the layers that share the cells
   private final int cells;
   private final int[] positionOf; // by cell, -1: none yet
-  private int[] cellOf = new int[0]; // by position, -1: unknown
+  private int[] cellOf; // by position, -1: unknown
   private int newest = -1; // cell of the newest token
   private int overwritten = -1;
 
-  CellMap(CacheStore store, int layer) {
+  /**
+   * The cells of a cache in which nothing is yet.
+   *
+   * @param layer a layer of that cache
+   * @param capacity positions that are expected at most; more may come
+   */
+  CellMap(CacheStore store, int layer, int capacity) {
     this.store = store;
     this.layer = layer;
     this.cells = store.shape(layer).cells();
     this.positionOf = new int[cells];
+    this.cellOf = new int[capacity];
     clear();
   }
 

@@ -20,7 +20,7 @@ import java.util.Arrays;
  */
 final class HeadPolicy {
   private static final int SMALLEST_BATCH = 16;
-  private static final int SLOTS_PER_RANKED = 128;
+  private static final int SLOTS_PER_RANKED = 32;
 
   /**
    * What all heads of a sequence have in common.
@@ -47,7 +47,7 @@ final class HeadPolicy {
   static final class Scratch {
     int[] position = new int[0];
     float[] score = new float[0];
-    float[] norm = new float[1];
+    final float[] norm = new float[1];
     long[] rank = new long[0];
     int[] kept = new int[0];
 
@@ -56,7 +56,6 @@ final class HeadPolicy {
         int capacity = slots + slots / 2 + 1024;
         position = new int[capacity];
         score = new float[capacity];
-        norm = new float[capacity];
         rank = new long[capacity];
         kept = new int[capacity];
       }
@@ -78,17 +77,14 @@ final class HeadPolicy {
   private final int window;
   private final double phase;
 
-  private int slotsHeld; // after the last step
+  private int slotsHeld; // with the queued eviction carried out
   private int frequentHeld;
-  private float[] normAt = new float[0]; // by position, of the frequent tokens
+  private float[] norm = new float[0]; // by slot; of the tokens outside the window only
 
   private long[] lowest = new long[SMALLEST_BATCH]; // ranks, descending: the last one goes next
   private int ranked; // entries of lowest
   private int batch; // most entries of lowest
   private boolean first; // nothing has been ranked since the last compaction
-
-  private int[] leaving = new int[4]; // slots that this step drops, descending
-  private int leavingCount;
 
   /**
    * Nothing is dropped before {@link #compact()}.
@@ -148,14 +144,15 @@ final class HeadPolicy {
     store.readPositions(layer, head, scratch.position, slots);
     if (scored(candidate)) {
       store.readScores(layer, head, scratch.score, slots);
-      if (ranking.needsNorms()) {
-        readNorms(slots);
+      if (weighted()) {
+        ensureNorms(slots);
+        store.valueNorms(layer, head, 0, slots, norm);
       }
     }
     int others = 0;
     for (int s = 0; s < slots; s++) {
       if (isOther(scratch.position[s], inWindow)) {
-        scratch.rank[others++] = rank(scratch.position[s], scratch.score[s]);
+        scratch.rank[others++] = rank(s);
       }
     }
     frequentHeld = Math.min(others, quota());
@@ -165,16 +162,22 @@ final class HeadPolicy {
     int kept = 0;
     for (int s = 0; s < slots; s++) {
       int at = scratch.position[s];
-      if (!isOther(at, inWindow) || rank(at, scratch.score[s]) >= least) {
+      if (!isOther(at, inWindow) || rank(s) >= least) {
         scratch.kept[kept++] = s;
       }
     }
     if (kept < slots) {
       store.keep(layer, head, scratch.kept, kept);
+      for (int s = 0; weighted() && s < kept; s++) {
+        norm[s] = norm[scratch.kept[s]];
+      }
     }
     slotsHeld = kept;
     ranked = 0;
     first = true;
+    if (lowest.length < batch(kept)) { // ahead of the decode steps
+      lowest = new long[2 * batch(kept)];
+    }
   }
 
   /**
@@ -182,9 +185,11 @@ final class HeadPolicy {
    * drop.
    */
   void step() {
-    if (sliding && store.slots(layer, head) == slotsHeld) {
+    int slots = store.slots(layer, head);
+    if (sliding && slots == slotsHeld) {
       discount(cells.overwritten());
     }
+    slotsHeld = slots;
     int inWindow = log.length() - window;
     int left = inWindow - 1; // has just left the window
     if (left >= 0 && (log.flags()[left] & pinned) == 0) {
@@ -193,16 +198,11 @@ final class HeadPolicy {
         if (scored(candidate)) {
           becomeFrequent(left, slot);
         } else {
-          leave(slot);
+          drop(slot);
         }
       }
     }
-    int quota = quota();
-    while (frequentHeld > quota) {
-      dropLowest(inWindow);
-    }
-    slotsHeld = store.slots(layer, head) - leavingCount;
-    queueLeaving();
+    dropLowest(inWindow);
   }
 
   /** Neither pinned nor local. */
@@ -214,20 +214,29 @@ final class HeadPolicy {
     return candidate.frequentIn(Math.min(log.length(), capacity));
   }
 
-  private long rank(int position, float attention) {
-    float norm = ranking.needsNorms() && scored(candidate) ? normAt[position] : 1;
+  /** Rank of the token in a slot, after the scratch has been filled. */
+  private long rank(int slot) {
+    return rank(slot, scratch.position[slot], scratch.score[slot]);
+  }
+
+  private long rank(int slot, int position, float attention) {
+    float norm = weighted() ? this.norm[slot] : 1;
     return Ranking.rank(
         ranking.score(attention, position, norm, scoredFrom, log.length() - 1), position);
   }
 
+  private boolean weighted() {
+    return ranking.needsNorms() && scored(candidate);
+  }
+
   private void becomeFrequent(int position, int slot) {
-    if (ranking.needsNorms()) {
-      ensureNorms();
+    if (weighted()) {
+      ensureNorms(slot + 1);
       store.valueNorms(layer, head, slot, 1, scratch.norm);
-      normAt[position] = scratch.norm[0];
+      norm[slot] = scratch.norm[0];
     }
     frequentHeld++;
-    insert(rank(position, store.score(layer, head, slot)));
+    insert(rank(slot, position, store.score(layer, head, slot)));
   }
 
   /** Takes a new frequent token in among the ranked ones, if it ranks below any of them. */
@@ -256,32 +265,34 @@ final class HeadPolicy {
     }
   }
 
+  /**
+   * Drops a frequent token if there is one too many. There is never more than one: at most one
+   * joins them in a step, and the quota does not fall.
+   */
   private void dropLowest(int inWindow) {
-    if (ranked == 0) {
-      rankLowest(inWindow);
+    int quota = quota();
+    while (frequentHeld > quota) {
       if (ranked == 0) {
+        rankLowest(inWindow); // also counts anew
+        continue;
+      }
+      int position = Ranking.positionOf(lowest[--ranked]);
+      if (!isOther(
+          position, inWindow)) { // has become part of a marker sequence, which is never dropped
+        frequentHeld--;
+        continue;
+      }
+      int slot = cells.slotOf(layer, head, position);
+      if (slot >= 0) { // else it has gone by itself, and was discounted then
+        frequentHeld--;
+        drop(slot);
         return;
       }
-    }
-    int position = Ranking.positionOf(lowest[--ranked]);
-    if (!isOther(
-        position, inWindow)) { // has become part of a marker sequence, which is never dropped
-      frequentHeld--;
-      return;
-    }
-    int slot = cells.slotOf(layer, head, position);
-    if (slot >= 0) { // else it has gone by itself and was discounted then
-      frequentHeld--;
-      leave(slot);
     }
   }
 
   /** Finds the lowest-ranked frequent tokens, and counts the frequent tokens anew. */
   private void rankLowest(int inWindow) {
-    if (leavingCount > 0) { // the pass must not see what has been dropped
-      queueLeaving();
-      store.flushEvictions();
-    }
     int slots = store.slots(layer, head);
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
@@ -299,7 +310,7 @@ final class HeadPolicy {
       int at = scratch.position[s];
       if (isOther(at, inWindow)) {
         frequentHeld++;
-        offer(rank(at, scratch.score[s]));
+        offer(rank(s));
       }
     }
     Arrays.sort(lowest, 0, ranked);
@@ -336,35 +347,18 @@ final class HeadPolicy {
     lowest[i] = rank;
   }
 
-  private void leave(int slot) {
-    if (leavingCount == leaving.length) {
-      leaving = Arrays.copyOf(leaving, 2 * leavingCount);
-    }
-    int i = leavingCount++;
-    for (; i > 0 && leaving[i - 1] < slot; i--) {
-      leaving[i] = leaving[i - 1];
-    }
-    leaving[i] = slot;
-  }
-
-  private void queueLeaving() {
-    for (int i = 0; i < leavingCount; i++) {
-      store.addEviction(layer, head, leaving[i]);
-    }
-    leavingCount = 0;
-  }
-
-  private void readNorms(int slots) {
-    ensureNorms();
-    store.valueNorms(layer, head, 0, slots, scratch.norm);
-    for (int s = 0; s < slots; s++) {
-      normAt[scratch.position[s]] = scratch.norm[s];
+  private void drop(int slot) {
+    store.addEviction(layer, head, slot);
+    slotsHeld--;
+    if (weighted()) { // the store moves its last slot into the hole
+      ensureNorms(slotsHeld + 1);
+      norm[slot] = norm[slotsHeld];
     }
   }
 
-  private void ensureNorms() {
-    if (normAt.length < log.length()) {
-      normAt = Arrays.copyOf(normAt, log.length() + log.length() / 4 + 1024);
+  private void ensureNorms(int slots) {
+    if (norm.length < slots) {
+      norm = Arrays.copyOf(norm, slots + slots / 4 + 1024);
     }
   }
 }

@@ -16,11 +16,18 @@ final class TokenLog {
   private final TokenKinds kinds;
   private final int[][] markers;
   private final int sinks;
-  private int[] tokens = new int[1024];
-  private byte[] flags = new byte[1024];
+  private int[] tokens;
+  private byte[] flags;
   private int length;
 
-  TokenLog(TokenKinds kinds, int sinks) {
+  /**
+   * An empty log.
+   *
+   * @param capacity tokens that are expected at most; more may come
+   */
+  TokenLog(TokenKinds kinds, int sinks, int capacity) {
+    this.tokens = new int[capacity];
+    this.flags = new byte[capacity];
     this.kinds = kinds;
     this.markers = kinds.markers();
     this.sinks = sinks;
@@ -40,7 +47,7 @@ final class TokenLog {
 
   void append(int token) {
     if (length == tokens.length) {
-      tokens = Arrays.copyOf(tokens, length + length / 2);
+      tokens = Arrays.copyOf(tokens, length + length / 2 + 16);
       flags = Arrays.copyOf(flags, tokens.length);
     }
     tokens[length] = token;

@@ -132,17 +132,21 @@ class CacheManagerTest {
   @Test
   void aNegligibleBeginningIsLeftOutForExactWindows() {
     var policy =
-        FastGen.defaults().withWeight(Weight.NONE).withMinimumTokens(64).withScore(Score.MEAN);
+        FastGen.defaults()
+            .withWeight(Weight.NONE)
+            .withMinimumTokens(64)
+            .withScore(Score.MEAN)
+            .withSinks(0);
     var manager = new CacheManager(store, policy, null, kinds);
-    var first = FakeKinds.text(random, 6);
-    var second = FakeKinds.text(random, 94);
+    var first = FakeKinds.text(random, 24);
+    var second = FakeKinds.text(random, 176);
     prefill(manager, first);
-    manager.beforePrefill(94);
+    manager.beforePrefill(176);
     var bounds = store.bounds();
-    assertArrayEquals(new int[] {1, 5, 10, 16, 20, 30, 32, 40, 50, 64}, bounds);
-    store.evaluate(94);
-    manager.afterPrefill(second, 0, 94);
-    checkRecoveries(manager.profile().orElseThrow(), bounds, join(first, second), 6, policy);
+    assertArrayEquals(new int[] {1, 10, 16, 20, 32, 40, 60, 64, 80, 100}, bounds);
+    store.evaluate(176);
+    manager.afterPrefill(second, 0, 176);
+    checkRecoveries(manager.profile().orElseThrow(), bounds, join(first, second), 24, policy);
   }
 
   @Test
