@@ -246,6 +246,11 @@ inline void span_of(const int32_t * p, int32_t n, int32_t & lo, int32_t & hi) {
 
 // ---- decode ----
 
+// What is prefetched goes to the second-level cache: the first level would lose it again before it is used (measured on
+// Zen 4: 24 GB/s of 27 from one thread against 16).
+constexpr int prefetch_level = 2;
+inline int32_t prefetch_slots(const row_format & f) { return f.row_bytes * slot_block < 16384 ? 2 * slot_block : slot_block; }
+
 // scores of RB query rows with NT tiles of 16 slots
 template <class K, int RB, int NT, bool PREFETCH>
 inline void qk_tiles(float * s, const uint16_t * k, int32_t dk, const float * q, int32_t ldq, const char * next) {
@@ -260,7 +265,7 @@ inline void qk_tiles(float * s, const uint16_t * k, int32_t dk, const float * q,
     for (int32_t d = 0; d < dk; d++, k += 16) {
         if (PREFETCH) {
             for (int b = 0; b < NT * 32; b += 64) {
-                __builtin_prefetch(next + (size_t) d * (NT * 32) + b);
+                __builtin_prefetch(next + (size_t) d * (NT * 32) + b, 0, prefetch_level);
             }
         }
         vf x[N];
@@ -357,7 +362,7 @@ inline void pv_columns(float * acc, int32_t ldacc, const float * p, const char *
         const typename V::element * row = (const typename V::element *) (v + (size_t) t * row_bytes);
         if (PREFETCH) {
             for (int b = 0; b < NV * VL * (int) sizeof(typename V::element); b += 64) {
-                __builtin_prefetch(next + (size_t) t * row_bytes + b);
+                __builtin_prefetch(next + (size_t) t * row_bytes + b, 0, prefetch_level);
             }
         }
         vf x[NV];
@@ -515,9 +520,9 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
     __builtin_memset(sum, 0, (size_t) rows * 16 * 4);
     __builtin_memset(acc, 0, (size_t) rows * dvp * 4);
 
+    const int32_t ahead_k = prefetch_slots(node.k), ahead_v = prefetch_slots(node.v);
     for (int32_t slot = unit.begin; slot < unit.end; slot += slot_block) {
         const int32_t n = min_of(slot_block, unit.end - slot), block = slot / slot_block;
-        const bool more = unit.end - slot >= 2 * slot_block;
         const char * k = h.k + (size_t) slot * node.k.row_bytes, * v = h.v + (size_t) slot * node.v.row_bytes;
         float * s = scratch + l.s, * kept_max = nullptr;
         if (keep) {
@@ -526,7 +531,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             kept_max = kept + (size_t) round_up(h.n, slot_block) * rows + (size_t) block * rows;
         }
         if (node.k.tiled) {
-            const char * next = more ? k + slot_block * node.k.row_bytes : nullptr;
+            const char * next = unit.end - slot >= ahead_k + slot_block ? k + ahead_k * node.k.row_bytes : nullptr;
             if (node.k.type == GGML_TYPE_F16) {
                 qk_block<row_f16>(s, (const uint16_t *) k, node.k.dim, n, q, dkp, rows, next);
             } else {
@@ -575,15 +580,21 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             float * sr = s + (size_t) r * slot_block;
             const vf m = vset(max[r]);
             vf z = vload(sum + r * 16);
-            for (int i = 0; i < slot_block; i += VL) {
-                const vf p = vexp2(vload(sr + i) - m);
-                vstore(sr + i, p);
-                z += p;
+            for (int i = 0; i < slot_block; i += chains * VL) {
+                vf p[chains];
+                for (int j = 0; j < chains; j++) {
+                    p[j] = vload(sr + i + j * VL) - m;
+                }
+                vexp2<chains>(p);
+                for (int j = 0; j < chains; j++) {
+                    vstore(sr + i + j * VL, p[j]);
+                    z += p[j];
+                }
             }
             vstore(sum + r * 16, z);
         }
         if (half_v) {
-            const char * next = more ? v + slot_block * node.v.row_bytes : nullptr;
+            const char * next = unit.end - slot >= ahead_v + slot_block ? v + ahead_v * node.v.row_bytes : nullptr;
             if (node.v.type == GGML_TYPE_F16) {
                 pv_block<row_f16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             } else {
@@ -878,6 +889,29 @@ void prefill_mask(const attention_node & node, const head_store & h, int32_t str
     }
 }
 
+// scores of N vectors of queries to weights
+template <int N> inline void exponentials(float * s, int32_t n, int32_t lanes, const float * max, float * sum) {
+    vf m[N], z[N];
+    for (int i = 0; i < N; i++) {
+        m[i] = vload(max + i * VL);
+        z[i] = vload(sum + i * VL);
+    }
+    for (int32_t t = 0; t < n; t++, s += lanes) {
+        vf p[N];
+        for (int i = 0; i < N; i++) {
+            p[i] = vload(s + i * VL) - m[i];
+        }
+        vexp2<N>(p);
+        for (int i = 0; i < N; i++) {
+            vstore(s + i * VL, p[i]);
+            z[i] += p[i];
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        vstore(sum + i * VL, z[i]);
+    }
+}
+
 void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
     const attention_node & node = job.node;
     const head_store & h = node.heads[unit.head];
@@ -995,15 +1029,12 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
             if (!any) {
                 continue;
             }
-            for (int32_t c = 0; c < lanes; c += VL) {
-                const vf m = vload(mg + c);
-                vf z = vload(zg + c);
-                for (int32_t t = 0; t < n; t++) {
-                    const vf p = vexp2(vload(s + t * lanes + c) - m);
-                    vstore(s + t * lanes + c, p);
-                    z += p;
-                }
-                vstore(zg + c, z);
+            int32_t c = 0;
+            for (; c + chains * VL <= lanes; c += chains * VL) {
+                exponentials<chains>(s + c, n, lanes, mg + c, zg + c);
+            }
+            for (; c < lanes; c += VL) {
+                exponentials<1>(s + c, n, lanes, mg + c, zg + c);
             }
             if (keep) {
                 __builtin_memcpy(s_max, mg, (size_t) lanes * 4);

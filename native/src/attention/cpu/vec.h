@@ -9,6 +9,11 @@ constexpr int VL = 8;
 #else
 constexpr int VL = 4;
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int chains = 4; // vectors worked on side by side: 32 registers
+#else
+constexpr int chains = 2;
+#endif
 
 typedef float    vf __attribute__((vector_size(VL * 4)));
 typedef int32_t  vi __attribute__((vector_size(VL * 4)));
@@ -125,27 +130,43 @@ static inline float lane_sum(vf v) {
 
 // 2^x for x < 128; exactly 0 below 2^-126 and for -inf. The polynomial is the minimax of relative error on [-1/2, 1/2]
 // with p(0) = 1 (2.6e-9, so that f32 rounding is what is left).
+// N vectors step by step: one chain of dependent operations alone leaves the units idle.
+template <int N> static inline void vexp2(vf * x) {
+    vf r[N], p[N];
+#if defined(__AVX512F__)
+    for (int i = 0; i < N; i++) {
+        r[i] = (vf) _mm512_reduce_ps((__m512) x[i], 0);
+    }
+#else
+    vf t[N];
+    for (int i = 0; i < N; i++) {
+        x[i] = vmax(vset(-127.0f), x[i]);
+        t[i] = x[i] + 12582912.0f; // 1.5 * 2^23: the low bits of t are round(x)
+        r[i] = x[i] - (t[i] - 12582912.0f);
+    }
+#endif
+    constexpr float c[] = { 0.00015594677824992687f, 0.0013406643411144614f, 0.009617692790925503f, 0.055503103882074356f, 0.24022652208805084f, 0.6931472420692444f, 1.0f };
+    for (int i = 0; i < N; i++) {
+        p[i] = vset(c[0]) * r[i] + c[1];
+    }
+    for (int k = 2; k < 7; k++) {
+        for (int i = 0; i < N; i++) {
+            p[i] = p[i] * r[i] + c[k];
+        }
+    }
+    for (int i = 0; i < N; i++) {
+#if defined(__AVX512F__)
+        // scalef takes the floor of its exponent, which is round(x) here; not-less-than lets a NaN through
+        x[i] = (vf) _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512) x[i], _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512) p[i], (__m512) (x[i] - r[i]));
+#else
+        x[i] = p[i] * (vf) (((vu) t[i] + 127u) << 23); // round(x) = -127 gives the factor 0
+#endif
+    }
+}
+
 static inline vf vexp2(vf x) {
-#if defined(__AVX512F__)
-    const vf r = (vf) _mm512_reduce_ps((__m512) x, 0);
-#else
-    x = vmax(vset(-127.0f), x);
-    const vf t = x + 12582912.0f; // 1.5 * 2^23: the low bits of t are round(x)
-    const vf r = x - (t - 12582912.0f);
-#endif
-    vf p = vset(0.00015594677824992687f);
-    p = p * r + 0.0013406643411144614f;
-    p = p * r + 0.009617692790925503f;
-    p = p * r + 0.055503103882074356f;
-    p = p * r + 0.24022652208805084f;
-    p = p * r + 0.6931472420692444f;
-    p = p * r + 1.0f;
-#if defined(__AVX512F__)
-    // not-less-than lets a NaN through
-    return (vf) _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512) x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), (__m512) p, (__m512) (x - r));
-#else
-    return p * (vf) (((vu) t + 127u) << 23); // round(x) = -127 gives the factor 0
-#endif
+    vexp2<1>(&x);
+    return x;
 }
 
 static inline float exp2_scalar(float x) { return vexp2(vset(x))[0]; }
