@@ -6,7 +6,10 @@ import dev.kvasir.examples.devices.DevicesCommand;
 import dev.kvasir.examples.eval.EvalCommand;
 import dev.kvasir.examples.profile.ProfileCommand;
 import dev.kvasir.examples.terminal.StandardStreams;
+import java.io.IOException;
 import java.io.PrintWriter;
+import java.nio.charset.StandardCharsets;
+import java.util.Properties;
 import java.util.logging.Level;
 import java.util.logging.Logger;
 import picocli.CommandLine;
@@ -25,25 +28,14 @@ import picocli.CommandLine.Spec;
 @Command(
     name = "kvasir",
     description = "Runs llama.cpp models with a KV cache in which every head keeps what it needs.",
+    mixinStandardHelpOptions = true,
+    scope = ScopeType.INHERIT,
     versionProvider = Kvasir.Version.class,
     synopsisSubcommandLabel = "COMMAND")
 public final class Kvasir implements Runnable {
   private static final Logger LOG = Logger.getLogger("");
 
   @Spec private CommandSpec command;
-
-  @Option(
-      names = {"-h", "--help"},
-      usageHelp = true,
-      scope = ScopeType.INHERIT,
-      description = "Show this help.")
-  private boolean help;
-
-  @Option(
-      names = {"-V", "--version"},
-      versionHelp = true,
-      description = "Show the version.")
-  private boolean version;
 
   private boolean verbose;
 
@@ -54,7 +46,7 @@ public final class Kvasir implements Runnable {
       names = {"-v", "--verbose"},
       scope = ScopeType.INHERIT,
       description = "Show llama.cpp's log and, after a failure, the stack trace.")
-  private void setVerbose(boolean value) {
+  void setVerbose(boolean value) {
     verbose = value;
     if (value) {
       LOG.setLevel(Level.INFO);
@@ -90,8 +82,8 @@ public final class Kvasir implements Runnable {
             .setCaseInsensitiveEnumValuesAllowed(true)
             .setAbbreviatedOptionsAllowed(false)
             .setUsageHelpAutoWidth(true)
-            .setOut(new PrintWriter(streams.out(), true))
-            .setErr(new PrintWriter(streams.err(), true))
+            .setOut(new PrintWriter(streams.out(), true, StandardCharsets.UTF_8))
+            .setErr(new PrintWriter(streams.err(), true, StandardCharsets.UTF_8))
             .setParameterExceptionHandler((e, given) -> wrongUsage(streams, e))
             .setExecutionExceptionHandler(
                 (e, failed, given) -> failure(streams, e, kvasir.verbose));
@@ -130,13 +122,17 @@ public final class Kvasir implements Runnable {
     return message.strip().replaceAll("\\s*\\R\\s*", "; ");
   }
 
-  /** The version of the module. */
+  /** The version that the build wrote down. */
   static final class Version implements IVersionProvider {
     @Override
-    public String[] getVersion() {
-      var descriptor = Kvasir.class.getModule().getDescriptor();
-      var version = descriptor == null ? null : descriptor.rawVersion().orElse(null);
-      return new String[] {"kvasir " + (version == null ? "(development)" : version)};
+    public String[] getVersion() throws IOException {
+      var properties = new Properties();
+      try (var in = Kvasir.class.getResourceAsStream("version.properties")) {
+        if (in != null) {
+          properties.load(in);
+        }
+      }
+      return new String[] {"kvasir " + properties.getProperty("version", "(unknown version)")};
     }
   }
 }

@@ -16,7 +16,9 @@ import java.util.OptionalLong;
  * before.
  */
 final class Bench {
-  private static final int WARM_UP_PROMPT = 64;
+  /** Tokens that the warm-up reads. */
+  static final int WARM_UP_PROMPT = 64;
+
   private static final int WARM_UP_DECODE = 4;
 
   private final List<Engine> engines;
@@ -28,8 +30,8 @@ final class Bench {
   /**
    * A benchmark.
    *
-   * @param text tokens to read, at least {@link #tokensForPrompt} and {@link #tokensForDecode} of
-   *     what will be run
+   * @param text tokens to read, at least the longest prompt and {@link #tokensForDecode} of what
+   *     will be run
    */
   Bench(
       List<Engine> engines,
@@ -44,8 +46,14 @@ final class Bench {
     this.streams = streams;
   }
 
-  static int tokensForPrompt(int prompt) {
-    return Math.max(prompt, WARM_UP_PROMPT);
+  /** Runs every engine once, so that what only the first use of anything takes is behind it. */
+  void warmUp() {
+    for (var engine : engines) {
+      try (var run = new Run(engine, tokensForDecode(WARM_UP_PROMPT, 0, 0))) {
+        run.session.evaluate(Arrays.copyOf(text, WARM_UP_PROMPT));
+        run.decode(WARM_UP_PROMPT, WARM_UP_DECODE);
+      }
+    }
   }
 
   static int tokensForDecode(int depth, int tokens, int repeats) {
@@ -59,10 +67,9 @@ final class Bench {
     var runs = new ArrayList<Run>();
     try (var bar = new ProgressBar(streams, "pp" + tokens)) {
       for (var engine : engines) {
-        var run = new Run(engine, tokensForPrompt(tokens));
+        var run = new Run(engine, tokens);
         runs.add(run);
-        run.session.evaluate(
-            Arrays.copyOf(text, tokensForPrompt(Math.min(tokens, WARM_UP_PROMPT))));
+        run.session.evaluate(Arrays.copyOf(text, Math.min(tokens, options.microBatchSize())));
       }
       int[] prompt = Arrays.copyOf(text, tokens);
       for (int r = 0; r < repeats; r++) {
@@ -96,8 +103,8 @@ final class Bench {
         if (depth > 0) {
           run.session.evaluate(Arrays.copyOf(text, depth));
         }
-        run.look();
         run.decode(depth, WARM_UP_DECODE);
+        run.look();
       }
       for (int r = 0; r < repeats; r++) {
         int from = depth + WARM_UP_DECODE + r * tokens;
@@ -168,7 +175,7 @@ final class Bench {
           report.keptSlots(),
           report.keptBytes(),
           grown,
-          rates);
+          Arrays.stream(rates).boxed().toList());
     }
 
     @Override

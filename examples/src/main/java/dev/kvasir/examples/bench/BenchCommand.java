@@ -94,7 +94,7 @@ public final class BenchCommand implements Callable<Integer> {
 
   @Option(
       names = "--kv-budget",
-      paramLabel = "50%%|512M",
+      paramLabel = "50%|512M",
       split = ",",
       converter = BudgetConverter.class,
       description = "Budgets to measure. Default: 50%%,25%%, unless recoveries are given.")
@@ -150,6 +150,7 @@ public final class BenchCommand implements Callable<Integer> {
   private List<BenchRow> measure(List<Engine> engines, SessionOptions options, int[] text) {
     var bench = new Bench(engines, options, repeats, text, streams);
     var rows = new ArrayList<BenchRow>();
+    bench.warmUp();
     for (int prompt : prompts) {
       if (prompt > 0) {
         rows.addAll(bench.prompt(prompt));
@@ -174,9 +175,9 @@ public final class BenchCommand implements Callable<Integer> {
   }
 
   private int[] text(Model tokenizer, @Nullable String given) {
-    int needed = 0;
+    int needed = Bench.tokensForDecode(Bench.WARM_UP_PROMPT, 0, 0);
     for (int prompt : prompts) {
-      needed = Math.max(needed, prompt == 0 ? 0 : Bench.tokensForPrompt(prompt));
+      needed = Math.max(needed, prompt);
     }
     for (int depth : depths) {
       for (int tokens : generated) {

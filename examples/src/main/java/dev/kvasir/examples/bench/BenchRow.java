@@ -1,6 +1,6 @@
 package dev.kvasir.examples.bench;
 
-import java.util.Arrays;
+import java.util.List;
 import java.util.OptionalLong;
 
 /**
@@ -25,25 +25,30 @@ record BenchRow(
     long keptSlots,
     long kvBytes,
     OptionalLong rssBytes,
-    double[] tokensPerSecond) {
+    List<Double> tokensPerSecond) {
+
+  /** Copies the list. */
+  BenchRow {
+    tokensPerSecond = List.copyOf(tokensPerSecond);
+  }
 
   double median() {
-    double[] sorted = sorted();
-    int middle = sorted.length / 2;
-    return sorted.length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+    var sorted = sorted();
+    int middle = sorted.size() / 2;
+    return sorted.size() % 2 == 1
+        ? sorted.get(middle)
+        : (sorted.get(middle - 1) + sorted.get(middle)) / 2;
   }
 
   double slowest() {
-    return sorted()[0];
+    return sorted().getFirst();
   }
 
   double fastest() {
-    return sorted()[tokensPerSecond.length - 1];
+    return sorted().getLast();
   }
 
-  private double[] sorted() {
-    double[] sorted = tokensPerSecond.clone();
-    Arrays.sort(sorted);
-    return sorted;
+  private List<Double> sorted() {
+    return tokensPerSecond.stream().sorted().toList();
   }
 }

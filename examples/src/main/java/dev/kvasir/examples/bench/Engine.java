@@ -28,16 +28,12 @@ record Engine(String name, String policy, Model model, CachePolicy cachePolicy) 
   static Engine fastgen(Model model, FastGen policy) {
     var target =
         switch (policy.target()) {
-          case Target.Recovery(double recovery) -> "recovery " + recovery;
+          case Target.Recovery(double recovery) -> "T=" + recovery;
           case Target.BudgetFraction(double fraction) ->
-              "budget "
-                  + BigDecimal.valueOf(fraction)
-                      .movePointRight(2)
-                      .stripTrailingZeros()
-                      .toPlainString()
+              BigDecimal.valueOf(fraction).movePointRight(2).stripTrailingZeros().toPlainString()
                   + "%";
-          case Target.BudgetBytes(long bytes) -> "budget " + Units.bytes(bytes);
+          case Target.BudgetBytes(long bytes) -> Units.bytes(bytes);
         };
-    return new Engine("kvasir", target, model, policy);
+    return new Engine("kvasir", "fastgen " + target, model, policy);
   }
 }

@@ -6,8 +6,10 @@ import java.nio.file.Path;
 import java.util.OptionalLong;
 
 /**
- * Memory of this process that is resident and belongs to no file. The pages of a mapped model are
- * left out: they come and go as the weights are read, and are the same for every engine.
+ * Memory of this process that is resident, belongs to no file, and is not Java's heap. The pages of
+ * a mapped model come and go as the weights are read, and are the same for every engine. The heap
+ * grows when it likes: the launcher has it made resident as a whole (-XX:+AlwaysPreTouch), so that
+ * its size can be subtracted.
  */
 final class ResidentMemory {
   private static final Path STATUS = Path.of("/proc/self/status");
@@ -20,12 +22,14 @@ final class ResidentMemory {
     try (var lines = Files.lines(STATUS)) {
       return lines
           .filter(line -> line.startsWith(FIELD))
-          .mapToLong(
-              line ->
-                  1024 * Long.parseLong(line.substring(FIELD.length()).replace("kB", "").strip()))
+          .mapToLong(line -> 1024 * kilobytes(line) - Runtime.getRuntime().totalMemory())
           .findFirst();
     } catch (IOException e) {
       return OptionalLong.empty();
     }
+  }
+
+  private static long kilobytes(String line) {
+    return Long.parseLong(line.substring(FIELD.length()).replace("kB", "").strip());
   }
 }

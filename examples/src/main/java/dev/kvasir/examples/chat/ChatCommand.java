@@ -98,7 +98,8 @@ public final class ChatCommand implements Callable<Integer> {
       if (first == null || (interactive && exitCode == 0)) {
         exitCode =
             streams.interactive()
-                ? inTerminal(conversation, loaded.description())
+                ? inTerminal(
+                    conversation, loaded.file().getFileName() + ": " + loaded.description())
                 : overPipe(conversation);
       }
       save(conversation);
@@ -145,7 +146,7 @@ public final class ChatCommand implements Callable<Integer> {
   }
 
   private int inTerminal(Conversation conversation, String description) {
-    streams.err().println(description + ". /help lists the commands.");
+    streams.err().println(description + "; /help lists the commands.");
     try (var lines = new TerminalLines()) {
       return converse(conversation, lines);
     }
@@ -162,14 +163,16 @@ public final class ChatCommand implements Callable<Integer> {
   private int converse(Conversation conversation, Lines lines) {
     var commands = new Commands(conversation.session(), streams, lines::width);
     int exitCode = 0;
-    for (var line = lines.next(); line != null; line = lines.next()) {
+    boolean interrupted = false;
+    for (var line = lines.next(interrupted); line != null; line = lines.next(interrupted)) {
+      interrupted = false;
       try {
         if (line.startsWith("/")) {
           if (!commands.run(line)) {
             break;
           }
         } else if (!line.isBlank()) {
-          conversation.answer(line.strip());
+          interrupted = conversation.answer(line.strip()) == StopReason.CANCELLED;
         }
       } catch (KvasirException e) {
         streams.err().println("kvasir: " + e.getMessage());

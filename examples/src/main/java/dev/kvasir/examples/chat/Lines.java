@@ -14,8 +14,12 @@ import org.jspecify.annotations.Nullable;
  */
 interface Lines extends AutoCloseable {
 
-  /** The next message or command; null at the end. */
-  @Nullable String next();
+  /**
+   * The next message or command; null at the end.
+   *
+   * @param interrupted whether Ctrl-C ended the answer before: another one then ends the program
+   */
+  @Nullable String next(boolean interrupted);
 
   /** Columns of the terminal, or of what a pipe is most likely shown in. */
   default int width() {
@@ -28,7 +32,7 @@ interface Lines extends AutoCloseable {
   /** The lines of a pipe or file. */
   static Lines of(InputStream in) {
     var reader = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8));
-    return () -> {
+    return interrupted -> {
       try {
         var message = new StringBuilder();
         var line = reader.readLine();

@@ -53,13 +53,18 @@ final class TerminalLines implements Lines {
   }
 
   @Override
-  public @Nullable String next() {
+  public @Nullable String next(boolean interrupted) {
+    boolean last = interrupted;
     while (true) {
       try {
         return reader.readLine(PROMPT).replace("\\\n", "\n");
       } catch (UserInterruptException e) {
         if (e.getPartialLine().isEmpty()) {
-          return null;
+          if (last) {
+            return null;
+          }
+          terminal.writer().println("Ctrl-C again, Ctrl-D or /exit ends the program.");
+          last = true;
         }
       } catch (EndOfFileException e) {
         return null;

@@ -86,7 +86,7 @@ public final class EvalCommand implements Callable<Integer> {
 
   @Option(
       names = "--kv-budget",
-      paramLabel = "50%%",
+      paramLabel = "50%",
       split = ",",
       converter = BudgetConverter.class,
       description = "Budgets to compare at. Default: 50%%,25%%, unless recoveries are given.")

@@ -75,7 +75,7 @@ record Method(String name, Kind kind, FastGen fastgen) {
   static final class Converter implements ITypeConverter<Method> {
     @Override
     public Method convert(String value) {
-      var parts = value.split(":");
+      var parts = value.split(":", -1);
       var fastgen = parts[0].equals("paper") ? FastGen.asPublished() : FastGen.defaults();
       for (int i = 1; i < parts.length; i++) {
         fastgen =

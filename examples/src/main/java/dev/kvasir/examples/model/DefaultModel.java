@@ -209,7 +209,7 @@ public final class DefaultModel {
       }
       try (var in = zip.getInputStream(entry);
           var out = new DigestOutputStream(Files.newOutputStream(target), digest)) {
-        copy(in, out, done -> bar.update(done, BYTES));
+        copy(in, out, done -> bar.update((double) done, (double) BYTES));
       }
     }
     var found = HexFormat.of().formatHex(digest.digest());

@@ -42,7 +42,7 @@ public final class CacheArguments {
 
   @Option(
       names = "--kv-budget",
-      paramLabel = "50%%|512M",
+      paramLabel = "50%|512M",
       converter = BudgetConverter.class,
       description =
           "The heads share this part of the full cache, or so many bytes, in place of --kv-recovery.")
