@@ -247,9 +247,14 @@ inline void span_of(const int32_t * p, int32_t n, int32_t & lo, int32_t & hi) {
 // ---- decode ----
 
 // What is prefetched goes to the second-level cache: the first level would lose it again before it is used (measured on
-// Zen 4: 24 GB/s of 27 from one thread against 16).
+// Zen 4: 24 GB/s of 27 from one thread against 16). One block ahead; two are slower.
 constexpr int prefetch_level = 2;
-inline int32_t prefetch_slots(const row_format & f) { return f.row_bytes * slot_block < 16384 ? 2 * slot_block : slot_block; }
+
+inline void prefetch_rows(const row_format & f, const char * p, int32_t n) {
+    for (size_t at = 0; at < (size_t) n * f.row_bytes; at += 64) {
+        __builtin_prefetch(p + at, 0, prefetch_level);
+    }
+}
 
 // scores of RB query rows with NT tiles of 16 slots
 template <class K, int RB, int NT, bool PREFETCH>
@@ -506,9 +511,11 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
     const bool masked = node.mask && !(h.max_cell < node.mask_open);
     const bool half_v = (node.v.type == GGML_TYPE_F16 || node.v.type == GGML_TYPE_BF16) && node.v.dim % 16 == 0;
 
+    prefetch_rows(node.k, h.k + (size_t) unit.begin * node.k.row_bytes, min_of(slot_block, unit.end - unit.begin));
+    prefetch_rows(node.v, h.v + (size_t) unit.begin * node.v.row_bytes, min_of(slot_block, unit.end - unit.begin));
+    const float f = query_scale(node);
     for (int32_t r = 0; r < rows; r++) {
         const float * src = query_row(node, stream, head * job.group + r % job.group, r / job.group);
-        const float f = query_scale(node);
         for (int32_t d = 0; d < node.k.dim; d++) {
             q[(size_t) r * dkp + d] = src[d] * f;
         }
@@ -520,9 +527,9 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
     __builtin_memset(sum, 0, (size_t) rows * 16 * 4);
     __builtin_memset(acc, 0, (size_t) rows * dvp * 4);
 
-    const int32_t ahead_k = prefetch_slots(node.k), ahead_v = prefetch_slots(node.v);
     for (int32_t slot = unit.begin; slot < unit.end; slot += slot_block) {
         const int32_t n = min_of(slot_block, unit.end - slot), block = slot / slot_block;
+        const bool more = unit.end - slot >= 2 * slot_block;
         const char * k = h.k + (size_t) slot * node.k.row_bytes, * v = h.v + (size_t) slot * node.v.row_bytes;
         float * s = scratch + l.s, * kept_max = nullptr;
         if (keep) {
@@ -531,7 +538,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             kept_max = kept + (size_t) round_up(h.n, slot_block) * rows + (size_t) block * rows;
         }
         if (node.k.tiled) {
-            const char * next = unit.end - slot >= ahead_k + slot_block ? k + ahead_k * node.k.row_bytes : nullptr;
+            const char * next = more ? k + slot_block * node.k.row_bytes : nullptr;
             if (node.k.type == GGML_TYPE_F16) {
                 qk_block<row_f16>(s, (const uint16_t *) k, node.k.dim, n, q, dkp, rows, next);
             } else {
@@ -594,7 +601,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             vstore(sum + r * 16, z);
         }
         if (half_v) {
-            const char * next = unit.end - slot >= ahead_v + slot_block ? v + ahead_v * node.v.row_bytes : nullptr;
+            const char * next = more ? v + slot_block * node.v.row_bytes : nullptr;
             if (node.v.type == GGML_TYPE_F16) {
                 pv_block<row_f16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             } else {
