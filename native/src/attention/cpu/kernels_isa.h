@@ -78,7 +78,7 @@ template <int BITS, bool MIN> inline void nibbles_to_f32(const char * src, int32
         const float d = half_to_float(h[0]);
         const float m = MIN ? half_to_float(h[1]) : 0.0f;
         for (int i = 0; i < 16; i += VL) {
-            const vi q = __builtin_convertvector(*(const vb_any *) (src + head + i), vi);
+            const vi q = load_i8(src + head + i);
             vi lo = q & 15, hi = (q >> 4) & 15;
             if (BITS == 5) {
                 const vu bit = (vu) (lane + i);
@@ -101,7 +101,7 @@ inline void q8_0_to_f32(const char * src, int32_t dim, float * dst) {
         __builtin_memcpy(&h, src, 2);
         const float d = half_to_float(h);
         for (int i = 0; i < 32; i += VL) {
-            vstore(dst + b + i, __builtin_convertvector(__builtin_convertvector(*(const vb_any *) (src + 2 + i), vi), vf) * d);
+            vstore(dst + b + i, __builtin_convertvector(load_i8(src + 2 + i), vf) * d);
         }
     }
 }
@@ -545,6 +545,9 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
                 qk_block<row_bf16>(s, (const uint16_t *) k, node.k.dim, n, q, dkp, rows, next);
             }
         } else {
+            if (more) {
+                prefetch_rows(node.k, k + slot_block * node.k.row_bytes, slot_block);
+            }
             block_to_f32(node.k, k, n, scratch + l.k, dkp);
             qk_block_f32(s, scratch + l.k, dkp, n, q, rows);
         }
@@ -608,6 +611,9 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
                 pv_block<row_bf16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             }
         } else {
+            if (more) {
+                prefetch_rows(node.v, v + slot_block * node.v.row_bytes, slot_block);
+            }
             block_to_f32(node.v, v, n, scratch + l.v, dvp);
             pv_block<row_f32>(acc, dvp, s, (const char *) (scratch + l.v), (size_t) dvp * 4, n, rows, nullptr);
         }

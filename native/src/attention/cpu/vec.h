@@ -18,12 +18,8 @@ constexpr int chains = 2;
 typedef float    vf __attribute__((vector_size(VL * 4)));
 typedef int32_t  vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
-typedef uint16_t vh __attribute__((vector_size(VL * 2)));
-typedef int8_t   vb __attribute__((vector_size(VL)));
 typedef vf vf_any __attribute__((aligned(4), may_alias));
-typedef vh vh_any __attribute__((aligned(2), may_alias));
 typedef vu vu_any __attribute__((aligned(2), may_alias));
-typedef vb vb_any __attribute__((aligned(1), may_alias));
 
 static inline vf   vset(float x) { return x - vf{}; } // x + 0 would be an addition: it turns -0 into 0
 static inline vf   vload(const float * p) { return *(const vf_any *) p; }
@@ -39,6 +35,7 @@ static inline vf load_bf16(const uint16_t * p) {
 static inline void store_f16(uint16_t * p, vf v) {
     _mm256_storeu_si256((__m256i *) p, _mm512_cvtps_ph((__m512) v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline vi load_i8(const char * p) { return (vi) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)); }
 static inline bool any_greater(vf a, vf b) { return _mm512_cmp_ps_mask((__m512) a, (__m512) b, _CMP_GT_OQ) != 0; }
 
 #elif defined(__AVX2__)
@@ -51,6 +48,7 @@ static inline vf load_bf16(const uint16_t * p) {
 static inline void store_f16(uint16_t * p, vf v) {
     _mm_storeu_si128((__m128i *) p, _mm256_cvtps_ph((__m256) v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline vi load_i8(const char * p) { return (vi) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)); }
 static inline bool any_greater(vf a, vf b) {
     return _mm256_movemask_ps(_mm256_cmp_ps((__m256) a, (__m256) b, _CMP_GT_OQ)) != 0;
 }
@@ -61,19 +59,30 @@ static inline vf vmax(vf a, vf b) { return (vf) vmaxq_f32((float32x4_t) a, (floa
 static inline vf load_f16(const uint16_t * p) { return (vf) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline vf load_bf16(const uint16_t * p) { return (vf) vshll_n_u16(vld1_u16(p), 16); }
 static inline void store_f16(uint16_t * p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t) v))); }
+static inline vi load_i8(const char * p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    return (vi) vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(x)))));
+}
 static inline bool any_greater(vf a, vf b) { return vmaxvq_u32(vcgtq_f32((float32x4_t) a, (float32x4_t) b)) != 0; }
 
 #else // x86-64 without F16C
 
 static inline vf vmax(vf a, vf b) { return (vf) _mm_max_ps((__m128) a, (__m128) b); }
 static inline vf load_f16(const uint16_t * p) {
-    const vu h = __builtin_convertvector(*(const vh_any *) p, vu);
+    const vu h = (vu) _mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *) p), _mm_setzero_si128());
     const vu m = (h & 0x7fff) << 13;
     // 2^112 moves the exponent from f16's bias to f32's and turns subnormals into the normal numbers that they are
     const vu r = (vu) ((vf) m * 0x1p112f);
     return (vf) (r | ((h & 0x8000) << 16) | ((vu) (m >= (0x7c00u << 13)) & 0x7f800000u));
 }
-static inline vf load_bf16(const uint16_t * p) { return (vf) (__builtin_convertvector(*(const vh_any *) p, vu) << 16); }
+static inline vf load_bf16(const uint16_t * p) { return (vf) _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *) p)); }
+static inline vi load_i8(const char * p) {
+    int32_t x;
+    __builtin_memcpy(&x, p, 4);
+    const __m128i b = _mm_cvtsi32_si128(x), h = _mm_unpacklo_epi8(b, b);
+    return (vi) _mm_srai_epi32(_mm_unpacklo_epi16(h, h), 24);
+}
 static inline void store_f16(uint16_t * p, vf v) {
     for (int i = 0; i < VL; i++) {
         uint32_t u;
