@@ -190,7 +190,14 @@ class DecodeTest {
       boolean noGrace =
           round % 4 == 0; // then a token can be gone before its marker sequence is complete
       var store = FakeStore.of(random.nextLong(), 2, 3, 1 + random.nextInt(2), 1024);
-      var policy = noGrace ? randomPolicy().withGrace(0) : randomPolicy();
+      var policy =
+          noGrace
+              ? FastGen.asPublished()
+                  .withScore(Score.MEAN)
+                  .withWeight(Weight.VALUE)
+                  .withGrace(0)
+                  .withMinimumTokens(20)
+              : randomPolicy();
       var profile = randomChoice(store, policy, random);
       var manager = new CacheManager(store, policy, profile, new FakeKinds());
       var prompt = FakeKinds.text(random, 20 + random.nextInt(80));
