@@ -344,6 +344,11 @@ public final class Session implements AutoCloseable {
     }
   }
 
+  /** The context behind the session, for tests that look at its slots. */
+  NativeContext context() {
+    return context;
+  }
+
   // What a reply calls, between enterReply and exit.
 
   void enterReply(Reply reply) {

@@ -11,9 +11,9 @@ import java.lang.foreign.ValueLayout;
 import org.jspecify.annotations.Nullable;
 
 /** A context whose tensors a test looks at, and changes, while a graph is computed: with Kvasir's cache if the model was loaded for it, otherwise of unmodified llama.cpp. */
-final class ProbedContext implements AutoCloseable {
+public final class ProbedContext implements AutoCloseable {
   /** What is done with the tensors. */
-  interface Probe {
+  public interface Probe {
     /** Whether the tensor is to be shown when it has been computed. */
     boolean wants(Tensor tensor);
 
@@ -22,38 +22,38 @@ final class ProbedContext implements AutoCloseable {
   }
 
   /** A {@code ggml_tensor} in host memory. */
-  record Tensor(MemorySegment struct) {
-    String name() {
+  public record Tensor(MemorySegment struct) {
+    public String name() {
       return ggml_tensor.name(struct).getString(0);
     }
 
-    int op() {
+    public int op() {
       return ggml_tensor.op(struct);
     }
 
-    int extent(int dimension) {
+    public int extent(int dimension) {
       return (int) ggml_tensor.ne(struct, dimension);
     }
 
-    long stride(int dimension) {
+    public long stride(int dimension) {
       return ggml_tensor.nb(struct, dimension);
     }
 
-    Tensor source(int index) {
+    public Tensor source(int index) {
       return new Tensor(ggml_tensor.src(struct, index).reinterpret(ggml_tensor.sizeof()));
     }
 
     /** The tensor that this one is a view of, in the end. */
-    Tensor root() {
+    public Tensor root() {
       MemorySegment of = ggml_tensor.view_src(struct);
       return of.address() == 0 ? this : new Tensor(of.reinterpret(ggml_tensor.sizeof())).root();
     }
 
-    float parameter(int index) {
+    public float parameter(int index) {
       return Float.intBitsToFloat(ggml_tensor.op_params(struct, index));
     }
 
-    MemorySegment data() {
+    private MemorySegment data() {
       return ggml_tensor.data(struct).reinterpret(Long.MAX_VALUE);
     }
 
@@ -61,17 +61,13 @@ final class ProbedContext implements AutoCloseable {
       return i0 * stride(0) + i1 * stride(1) + i2 * stride(2);
     }
 
-    float f32(long i0, long i1, long i2) {
-      return data().get(ValueLayout.JAVA_FLOAT_UNALIGNED, offset(i0, i1, i2));
-    }
-
     /** Copies a row of F32 elements. */
-    void row(long i1, long i2, float[] into) {
+    public void row(long i1, long i2, float[] into) {
       MemorySegment.copy(data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), into, 0, into.length);
     }
 
     /** Copies a row of F16 elements. */
-    void halfRow(long i1, long i2, float[] into) {
+    public void halfRow(long i1, long i2, float[] into) {
       MemorySegment from = data();
       long at = offset(0, i1, i2);
       for (int i = 0; i < into.length; i++) {
@@ -79,7 +75,7 @@ final class ProbedContext implements AutoCloseable {
       }
     }
 
-    void setRow(long i1, long i2, float[] values) {
+    public void setRow(long i1, long i2, float[] values) {
       MemorySegment.copy(values, 0, data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), values.length);
     }
   }
@@ -90,7 +86,8 @@ final class ProbedContext implements AutoCloseable {
   private final int vocabulary;
   private @Nullable Throwable failure;
 
-  ProbedContext(NativeModel model, int contextSize, int threads, boolean flashAttention, Probe probe) {
+  /** Opens the context. */
+  public ProbedContext(NativeModel model, int contextSize, int threads, boolean flashAttention, Probe probe) {
     vocabulary = model.vocabulary().size();
     MemorySegment params = NativeApi.llama_context_default_params(arena);
     llama_context_params.n_ctx(params, contextSize);
@@ -125,7 +122,7 @@ final class ProbedContext implements AutoCloseable {
   }
 
   /** Decodes tokens in one batch, and returns the logits of the last one. */
-  float[] decode(int[] tokens, int position) {
+  public float[] decode(int[] tokens, int position) {
     try (Arena local = Arena.ofConfined()) {
       MemorySegment batch = llama_batch.allocate(local);
       int[] positions = new int[tokens.length];
