@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Random;
@@ -24,7 +25,7 @@ class ChoiceTest {
     var shape = new ArrayList<Profile.Layer>();
     var heads = new ArrayList<HeadProfile>();
     for (int l = 0; l < layers; l++) {
-      shape.add(new Profile.Layer(l, kvHeads, 2, 64, 64, 64 * (1 + random.nextInt(3))));
+      shape.add(new Profile.Layer(l, kvHeads, 2, 64, 64, 64L * (1 + random.nextInt(3))));
       for (int h = 0; h < kvHeads; h++) {
         var recovery = new float[n];
         var cost = new int[n];
@@ -33,8 +34,8 @@ class ChoiceTest {
           cost[c] = 1 + random.nextInt(99);
         }
         if (kind == Candidates.PAPER) {
-          java.util.Arrays.sort(recovery, 0, n - 1);
-          java.util.Arrays.sort(cost, 0, n - 1);
+          Arrays.sort(recovery, 0, n - 1);
+          Arrays.sort(cost, 0, n - 1);
         }
         recovery[n - 1] = 1;
         cost[n - 1] = 100;
@@ -48,6 +49,10 @@ class ChoiceTest {
     return new Profile(policy, 100, shape, candidates, heads);
   }
 
+  private static Candidates kind(int round) {
+    return round % 2 == 0 ? Candidates.PAPER : Candidates.LATTICE;
+  }
+
   private static double sum(Profile profile) {
     return profile.heads().stream().mapToDouble(HeadProfile::recovery).sum();
   }
@@ -55,7 +60,7 @@ class ChoiceTest {
   @Test
   void recoveryTakesTheCheapestThatIsEnough() {
     for (int round = 0; round < 200; round++) {
-      var kind = Candidates.values()[round % 2];
+      var kind = kind(round);
       var profile = randomProfile(random, kind, 2, 2, 6);
       double target = random.nextDouble();
       for (var head : profile.withTarget(Target.recovery(target)).heads()) {
@@ -82,14 +87,15 @@ class ChoiceTest {
   @Test
   void budgetsAreNeverExceeded() {
     for (int round = 0; round < 300; round++) {
-      var profile = randomProfile(random, Candidates.values()[round % 2], 3, 2, 8);
+      var profile = randomProfile(random, kind(round), 3, 2, 8);
       long budget = (long) (random.nextDouble() * 1.1 * profile.fullBytes());
       long least = profile.bytesAt(0);
       long bytes = profile.withTarget(Target.budgetBytes(budget)).bytes();
       assertTrue(bytes <= Math.max(budget, least), "seed " + seed);
       double fraction = random.nextDouble();
       long of = profile.withTarget(Target.budgetFraction(fraction)).bytes();
-      assertTrue(of <= Math.max(fraction * profile.fullBytes() + 1e-6, least), "seed " + seed);
+      assertTrue(
+          of <= Math.max((long) (fraction * profile.fullBytes() + 1e-6), least), "seed " + seed);
     }
   }
 
@@ -160,7 +166,7 @@ class ChoiceTest {
   @Test
   void recoveryForBudgetIsTheHighestThatFits() {
     for (int round = 0; round < 100; round++) {
-      var profile = randomProfile(random, Candidates.values()[round % 2], 2, 2, 6);
+      var profile = randomProfile(random, kind(round), 2, 2, 6);
       long budget = (long) (random.nextDouble() * profile.fullBytes());
       double expected = -1;
       for (var head : profile.heads()) {

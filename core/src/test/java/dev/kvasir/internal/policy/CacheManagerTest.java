@@ -18,7 +18,6 @@ import dev.kvasir.cache.Target;
 import dev.kvasir.cache.Weight;
 import java.util.Arrays;
 import java.util.Random;
-import java.util.TreeSet;
 import org.junit.jupiter.api.Test;
 
 /**
@@ -186,7 +185,7 @@ class CacheManagerTest {
             window = bound;
           }
         }
-        TreeSet<Integer> kept = Reference.kept(candidate, text, policy.sinks(), window, scores);
+        var kept = Reference.kept(candidate, text, policy.sinks(), window, scores);
         double expected = 0;
         for (int q = 0; q < 2; q++) {
           var matrix = Reference.matrix(store, l, 2 * h + q, n);
@@ -308,7 +307,7 @@ class CacheManagerTest {
     assertEquals(310, report.tokens());
     long slots = 0;
     for (int l = 0; l < 2; l++) {
-      long inLayer = store.slots(l, 0) + store.slots(l, 1);
+      long inLayer = (long) store.slots(l, 0) + store.slots(l, 1);
       assertEquals(inLayer, report.byLayer().get(l).slots());
       assertEquals(2 * 310, report.byLayer().get(l).fullSlots());
       slots += inLayer;
@@ -316,7 +315,7 @@ class CacheManagerTest {
     assertEquals(slots, report.keptSlots());
     assertEquals(slots * 32, report.keptBytes());
     assertEquals(slots / (4 * 310.0), report.keptFraction(), 1e-12);
-    assertEquals(4 * 310 * 32, report.total().fullBytes());
+    assertEquals(4 * 310 * 32L, report.total().fullBytes());
     assertEquals(slots, report.byPolicy().values().stream().mapToLong(u -> u.slots()).sum());
     assertEquals(store.residentBytes(), report.residentBytes());
     assertEquals(store.fullBytes(), report.allocatedBytes());

@@ -17,6 +17,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.NavigableSet;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.TreeSet;
@@ -74,11 +75,11 @@ class DecodeTest {
       throw new AssertionError("position " + position + " is gone, seed " + seed);
     }
 
-    TreeSet<Integer> pinned() {
+    NavigableSet<Integer> pinned() {
       return Reference.pinned(candidate, tokens.stream().mapToInt(t -> t).toArray(), sinks);
     }
 
-    TreeSet<Integer> frequent() {
+    NavigableSet<Integer> frequent() {
       var frequent = new TreeSet<>(held);
       frequent.removeAll(pinned());
       frequent.tailSet(tokens.size() - window).clear();
@@ -214,7 +215,7 @@ class DecodeTest {
                 prompt.length,
                 phase));
       }
-      prefill(manager, store, simple, prompt, policy, profile);
+      prefill(manager, store, simple, prompt, policy);
       for (int turn = 0; turn < 3; turn++) {
         int replies = 40 + random.nextInt(80);
         for (int i = 0; i < replies; i++, steps++) {
@@ -229,36 +230,25 @@ class DecodeTest {
             int flushes = store.flushes;
             manager.afterDecodeStep(token);
             assertTrue(store.flushes <= flushes + 1, "one native call per step, seed " + seed);
-            compare(store, simple, policy, profile);
+            compare(store, simple, policy);
           }
         }
-        prefill(
-            manager,
-            store,
-            simple,
-            FakeKinds.text(random, 1 + random.nextInt(50)),
-            policy,
-            profile);
+        prefill(manager, store, simple, FakeKinds.text(random, 1 + random.nextInt(50)), policy);
       }
     }
     assertTrue(steps > 1500);
   }
 
   private void prefill(
-      CacheManager manager,
-      FakeStore store,
-      List<SimpleHead> simple,
-      int[] text,
-      FastGen policy,
-      Profile profile) {
+      CacheManager manager, FakeStore store, List<SimpleHead> simple, int[] text, FastGen policy) {
     manager.beforePrefill(text.length);
     store.evaluate(text.length);
     simple.forEach(s -> s.prefill(text));
     manager.afterPrefill(text, 0, text.length);
-    compare(store, simple, policy, profile);
+    compare(store, simple, policy);
   }
 
-  private void compare(FakeStore store, List<SimpleHead> simple, FastGen policy, Profile profile) {
+  private void compare(FakeStore store, List<SimpleHead> simple, FastGen policy) {
     for (var s : simple) {
       assertArrayEquals(
           s.held.stream().mapToInt(p -> p).toArray(),

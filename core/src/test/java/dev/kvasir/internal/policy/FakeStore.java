@@ -6,8 +6,8 @@ import java.util.List;
 
 /**
  * A store in plain arrays that computes attention itself: every appended token attends to the
- * tokens that its head holds, with weights from {@link #weight}, and feeds scores and statistic as
- * the native store does. It fails on misuse.
+ * tokens that its head holds, with weights from {@link #attention}, and feeds scores and statistic
+ * as the native store does. It fails on misuse.
  */
 class FakeStore implements CacheStore {
 
@@ -357,6 +357,6 @@ class FakeStore implements CacheStore {
 
   @Override
   public long fullBytes() {
-    return Arrays.stream(shapes).mapToLong(s -> s.cells() * s.kvHeads() * s.slotBytes()).sum();
+    return Arrays.stream(shapes).mapToLong(s -> s.slotBytes() * s.cells() * s.kvHeads()).sum();
   }
 }

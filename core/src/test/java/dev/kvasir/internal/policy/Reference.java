@@ -6,6 +6,7 @@ import dev.kvasir.cache.Weight;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.NavigableSet;
 import java.util.TreeSet;
 
 /**
@@ -16,9 +17,9 @@ final class Reference {
   private Reference() {}
 
   /** Positions of the special tokens: kinds, markers and sinks. */
-  static TreeSet<Integer> special(int[] tokens, int sinks) {
+  static NavigableSet<Integer> special(int[] tokens, int sinks) {
     var kinds = new FakeKinds();
-    var special = new TreeSet<Integer>();
+    NavigableSet<Integer> special = new TreeSet<>();
     for (int p = 0; p < tokens.length; p++) {
       if (p < sinks || kinds.kindOf(tokens[p]) == TokenKinds.SPECIAL) {
         special.add(p);
@@ -37,8 +38,8 @@ final class Reference {
   }
 
   /** Positions that a candidate keeps for their own sake. */
-  static TreeSet<Integer> pinned(Candidate candidate, int[] tokens, int sinks) {
-    var pinned = candidate.special() ? special(tokens, sinks) : new TreeSet<Integer>();
+  static NavigableSet<Integer> pinned(Candidate candidate, int[] tokens, int sinks) {
+    NavigableSet<Integer> pinned = candidate.special() ? special(tokens, sinks) : new TreeSet<>();
     if (candidate.punctuation()) {
       var kinds = new FakeKinds();
       for (int p = 0; p < tokens.length; p++) {
@@ -90,10 +91,10 @@ final class Reference {
   }
 
   /** Pinned, the last {@code window} and the best scored of the others. */
-  static TreeSet<Integer> kept(
+  static NavigableSet<Integer> kept(
       Candidate candidate, int[] tokens, int sinks, int window, double[] scores) {
     int n = tokens.length;
-    var kept = new TreeSet<Integer>();
+    NavigableSet<Integer> kept = new TreeSet<>();
     if (candidate.full()) {
       for (int p = 0; p < n; p++) {
         kept.add(p);
@@ -121,7 +122,7 @@ final class Reference {
    * weights.
    */
   static double recovery(
-      double[][] matrix, TreeSet<Integer> always, int window, double[] weights, int from) {
+      double[][] matrix, NavigableSet<Integer> always, int window, double[] weights, int from) {
     double kept = 0;
     double total = 0;
     for (int i = from; i < matrix.length; i++) {

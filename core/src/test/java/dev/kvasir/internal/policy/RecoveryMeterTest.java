@@ -19,13 +19,12 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Random;
-import java.util.TreeSet;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
 /** Recovery and cost from the statistic, against whole attention matrices in double precision. */
-class RecoveryTest {
+class RecoveryMeterTest {
   private final long seed = System.nanoTime();
   private final Random random = new Random(seed);
 
@@ -71,7 +70,7 @@ class RecoveryTest {
     }
     // the static and frequent tokens; those of the last window are of no account to the query's own
     // window
-    TreeSet<Integer> always = Reference.kept(candidate, text, policy.sinks(), window, scores);
+    var always = Reference.kept(candidate, text, policy.sinks(), window, scores);
     int group = store.shape(l).queryGroup();
     double expected = policy.pooling() == Pooling.MIN ? 1 : 0;
     double kept = 0;
