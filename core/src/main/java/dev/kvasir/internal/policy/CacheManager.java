@@ -141,6 +141,7 @@ public final class CacheManager {
     if (profiling != null) {
       runStatistic(profiling, tokens);
     } else if (!tracking) {
+      scoredFrom = log.length();
       trackScores(assigned());
     }
   }
@@ -228,7 +229,7 @@ public final class CacheManager {
 
   /**
    * To be called when evaluations since the last prefill or step were taken back. A running
-   * statistic has counted queries that are gone: it ends, and starts anew with the next prefill.
+   * statistic has counted queries that are gone: it ends, and starts anew with the next token.
    */
   public void rolledBack() {
     if (bounds != null) {
@@ -268,9 +269,11 @@ public final class CacheManager {
 
   private void decideIfEnough() {
     if (bounds == null && !tracking) {
-      throw new IllegalStateException("a sequence begins with beforePrefill");
+      beforePrefill(0); // after a roll-back: counting begins again with the next token
     }
-    if (log.length() < minimumTokens) {
+    boolean enough =
+        log.length() >= minimumTokens && log.length() - scoredFrom >= minimumTokens / 2;
+    if (!enough) {
       return;
     }
     readCells();

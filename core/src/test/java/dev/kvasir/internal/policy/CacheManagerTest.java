@@ -290,11 +290,30 @@ class CacheManagerTest {
     assertEquals(profile, manager.profile().orElseThrow());
   }
 
+  /**
+   * A failed evaluation leaves its queries in the statistic: it has to begin anew, and has to see
+   * enough again.
+   */
   @Test
-  void aSequenceBeginsWithBeforePrefill() {
-    var manager = new CacheManager(store, CachePolicy.fastgen(), null, kinds);
-    store.evaluate(1);
-    assertThrows(IllegalStateException.class, () -> manager.afterDecodeStep(1));
+  void afterARollBackTheStatisticBeginsAnew() {
+    var policy =
+        FastGen.defaults().withWeight(Weight.NONE).withMinimumTokens(64).withScore(Score.MEAN);
+    var manager = new CacheManager(store, policy, null, kinds);
+    var text = FakeKinds.text(random, 60);
+    prefill(manager, text);
+    manager.rolledBack();
+    assertNull(store.bounds());
+    var all = text;
+    for (int length = 61; length <= 93; length++) {
+      assertTrue(manager.profile().isEmpty());
+      var bounds = store.bounds();
+      store.evaluate(1);
+      manager.afterDecodeStep(70);
+      all = join(all, new int[] {70});
+      if (length == 93) {
+        checkRecoveries(manager.profile().orElseThrow(), bounds, all, 61, policy);
+      }
+    }
   }
 
   @Test
