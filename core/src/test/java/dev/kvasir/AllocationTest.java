@@ -1,0 +1,53 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.sun.management.ThreadMXBean;
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.Target;
+import java.lang.management.ManagementFactory;
+import java.nio.file.Path;
+import java.util.Arrays;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** A decode step allocates nothing on the Java heap once its code is compiled. */
+class AllocationTest {
+  private static final int WARM_UP = 20_000;
+  private static final int MEASURED = 4_000;
+
+  @TempDir Path directory;
+
+  @Test
+  void aDecodeStepAllocatesNothing() {
+    ThreadMXBean threads = (ThreadMXBean) ManagementFactory.getThreadMXBean();
+    Path file = SyntheticModels.llama(directory.resolve("small.gguf"), 1);
+    SessionOptions options =
+        TestModels.options().withThreads(1).withContextSize(WARM_UP + MEASURED + 600).withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.1)));
+    try (Model model = Model.load(file);
+        Session session = model.newSession(options)) {
+      int[] prompt = new int[500];
+      Arrays.setAll(prompt, i -> 3 + i * 7 % 300);
+      session.evaluate(prompt);
+      assertTrue(session.profile().isPresent());
+      int[] token = new int[1];
+      for (int i = 0; i < WARM_UP; i++) {
+        token[0] = 3 + i * 13 % 300;
+        session.evaluate(token);
+      }
+      long[] allocated = new long[MEASURED];
+      for (int i = 0; i < MEASURED; i++) {
+        token[0] = 3 + i * 11 % 300;
+        long before = threads.getCurrentThreadAllocatedBytes();
+        session.evaluate(token);
+        allocated[i] = threads.getCurrentThreadAllocatedBytes() - before;
+      }
+      // The log of tokens and the tables by position grow by a fraction of their size, once in thousands of steps.
+      long steps = Arrays.stream(allocated).filter(bytes -> bytes > 0).count();
+      assertTrue(steps <= 8, steps + " of " + MEASURED + " steps allocated " + Arrays.stream(allocated).sum() + " bytes");
+      Arrays.sort(allocated);
+      assertEquals(0, allocated[MEASURED - 9]);
+    }
+  }
+}

@@ -1,0 +1,78 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.CacheReport;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.condition.EnabledOnOs;
+import org.junit.jupiter.api.condition.OS;
+
+/** The memory of what is dropped goes back to the operating system. */
+@EnabledOnOs(OS.LINUX)
+class MemoryTest {
+  private static final int PROMPT = 2_600;
+
+  @Test
+  void residentMemoryFallsByTheEvictedBytes() throws IOException {
+    // Nothing is dropped before the step after the prompt: the memory can be looked at in between.
+    CachePolicy policy = CachePolicy.h2o(0.2).withMinimumTokens(PROMPT + 2);
+    SessionOptions options = TestModels.options().withContextSize(PROMPT + 200).withCachePolicy(policy);
+    try (Session session = TestModels.adaptive().newSession(options)) {
+      session.evaluate(TestModels.proseTokens(PROMPT));
+      session.evaluate(1);
+      CacheReport before = session.cacheReport();
+      long rssBefore = residentBytes();
+      session.evaluate(2);
+      long rssAfter = residentBytes();
+      CacheReport after = session.cacheReport();
+      assertEquals(1, before.keptFraction());
+      assertTrue(after.keptFraction() < 0.25, "kept " + after.keptFraction());
+      long evicted = before.keptBytes() - after.keptBytes();
+      // Twelve bytes of every slot are its entries in the slot tables, which go back with its rows.
+      long returned = before.residentBytes() - after.residentBytes();
+      long slots = before.keptSlots() - after.keptSlots();
+      assertEquals(evicted + 12 * slots, returned, 0.02 * evicted);
+      assertEquals(returned, rssBefore - rssAfter, 0.02 * evicted);
+    }
+  }
+
+  @Test
+  void aClearedSessionHoldsNothing() {
+    try (Session session = TestModels.adaptive().newSession(TestModels.options())) {
+      session.evaluate(TestModels.proseTokens(600));
+      long held = session.cacheReport().residentBytes();
+      session.clear();
+      assertTrue(session.cacheReport().residentBytes() < held / 10, held + " and then " + session.cacheReport().residentBytes());
+    }
+  }
+
+  @Test
+  void closingASessionReturnsItsMemory() throws IOException {
+    int[] prompt = TestModels.proseTokens(800);
+    SessionOptions options = TestModels.options();
+    TestModels.adaptive().newSession(options).close();
+    long start = residentBytes();
+    for (int i = 0; i < 2; i++) {
+      try (Session session = TestModels.adaptive().newSession(options)) {
+        session.evaluate(prompt);
+      }
+    }
+    long left = residentBytes() - start;
+    // One session's cache is 18 MB, and its buffers come on top.
+    assertTrue(left < 18_000_000, "two sessions left " + left + " bytes");
+  }
+
+  private static long residentBytes() throws IOException {
+    for (String line : Files.readAllLines(Path.of("/proc/self/smaps_rollup"))) {
+      if (line.startsWith("Rss:")) {
+        return Long.parseLong(line.replaceAll("[^0-9]", "")) * 1024;
+      }
+    }
+    throw new IOException("smaps_rollup has no Rss line");
+  }
+}
