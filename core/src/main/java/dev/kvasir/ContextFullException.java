@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** A prompt does not fit into what is left of the context. Nothing of it was decoded; the session is as it was. */
+/**
+ * A prompt does not fit into what is left of the context. Nothing of it was decoded; the session is
+ * as it was.
+ */
 public final class ContextFullException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

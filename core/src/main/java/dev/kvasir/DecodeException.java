@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** llama.cpp failed while it computed a batch of tokens. The session was rolled back to the state before the call. */
+/**
+ * llama.cpp failed while it computed a batch of tokens. The session was rolled back to the state
+ * before the call.
+ */
 public final class DecodeException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

@@ -8,7 +8,8 @@ public final class Devices {
   private Devices() {}
 
   /**
-   * The devices that ggml found, the CPU among them, in ggml's order. Any thread may call it; the first call of the JVM loads the native libraries.
+   * The devices that ggml found, the CPU among them, in ggml's order. Any thread may call it; the
+   * first call of the JVM loads the native libraries.
    *
    * @throws NativeLibraryException if the native libraries cannot be loaded
    */

@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** An option has a value that does not exist, or that this model, device or library build cannot serve. */
+/**
+ * An option has a value that does not exist, or that this model, device or library build cannot
+ * serve.
+ */
 public final class InvalidOptionException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

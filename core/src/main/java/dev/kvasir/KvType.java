@@ -56,6 +56,9 @@ public enum KvType {
       }
     }
     throw new InvalidOptionException(
-        "Unknown KV type \"" + label + "\"; known are " + Arrays.stream(values()).map(KvType::label).collect(Collectors.joining(", ")));
+        "Unknown KV type \""
+            + label
+            + "\"; known are "
+            + Arrays.stream(values()).map(KvType::label).collect(Collectors.joining(", ")));
   }
 }

@@ -1,10 +1,11 @@
 package dev.kvasir;
 
 /**
- * The parent of everything that Kvasir throws on its own account. The message says what failed, where, and what can be done; where llama.cpp gave a
- * reason, it is part of the message.
+ * The parent of everything that Kvasir throws on its own account. The message says what failed,
+ * where, and what can be done; where llama.cpp gave a reason, it is part of the message.
  *
- * <p>Wrong arguments (null, negative sizes and the like) are {@link IllegalArgumentException} and {@link NullPointerException}, as everywhere in Java.
+ * <p>Wrong arguments (null, negative sizes and the like) are {@link IllegalArgumentException} and
+ * {@link NullPointerException}, as everywhere in Java.
  */
 public class KvasirException extends RuntimeException {
   private static final long serialVersionUID = 1L;

@@ -9,8 +9,8 @@ import java.util.Optional;
 /**
  * The weights and the vocabulary of a GGUF file.
  *
- * <p>A model may be used by any number of threads and sessions at once. {@link #close()} ends it for new sessions; the memory goes back when its last
- * session is closed.
+ * <p>A model may be used by any number of threads and sessions at once. {@link #close()} ends it
+ * for new sessions; the memory goes back when its last session is closed.
  */
 public final class Model implements AutoCloseable {
   private final NativeModel model;
@@ -55,7 +55,8 @@ public final class Model implements AutoCloseable {
    * Opens a session: one sequence of tokens with a cache of its own.
    *
    * @throws InvalidOptionException if an option does not fit this model
-   * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this model
+   * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this
+   *     model
    * @throws ProfileException if the options' profile was made for another model
    * @throws ModelStateException after {@link #close()}
    */
@@ -74,12 +75,18 @@ public final class Model implements AutoCloseable {
     return model.tokenize(text, addSpecial, parseSpecial);
   }
 
-  /** The text of a sequence of tokens, special tokens included. Bytes that are no UTF-8 become U+FFFD. */
+  /**
+   * The text of a sequence of tokens, special tokens included. Bytes that are no UTF-8 become
+   * U+FFFD.
+   */
   public String detokenize(int... tokens) {
     return model.detokenize(tokens);
   }
 
-  /** The text of one token, special tokens included. A token may hold a part of a code point only; such bytes become U+FFFD. */
+  /**
+   * The text of one token, special tokens included. A token may hold a part of a code point only;
+   * such bytes become U+FFFD.
+   */
   public String tokenText(int token) {
     model.vocabulary().checkTokens(token);
     return model.vocabulary().textOf(token);
@@ -141,7 +148,10 @@ public final class Model implements AutoCloseable {
     return model.chatTemplate().map(ChatTemplate::source);
   }
 
-  /** Ends the model for new sessions. Its memory is freed now, or when its last session closes. Any thread may call it; a second call does nothing. */
+  /**
+   * Ends the model for new sessions. Its memory is freed now, or when its last session closes. Any
+   * thread may call it; a second call does nothing.
+   */
   @Override
   public void close() {
     model.close();

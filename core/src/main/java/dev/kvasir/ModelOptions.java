@@ -6,13 +6,21 @@ import org.jspecify.annotations.Nullable;
 /**
  * How a model is loaded.
  *
- * @param device {@code auto} (the first GPU with enough free memory for the weights, else the CPU) or the name of one of {@link Devices#list()}
- * @param gpuLayers layers whose weights go to the device, counted from the end; -1: all of them. Without meaning on the CPU
- * @param adaptiveCache true: the KV cache is Kvasir's and any policy can be used. False: unmodified llama.cpp, where only {@code CachePolicy.full()} is possible; meant for comparison
+ * @param device {@code auto} (the first GPU with enough free memory for the weights, else the CPU)
+ *     or the name of one of {@link Devices#list()}
+ * @param gpuLayers layers whose weights go to the device, counted from the end; -1: all of them.
+ *     Without meaning on the CPU
+ * @param adaptiveCache true: the KV cache is Kvasir's and any policy can be used. False: unmodified
+ *     llama.cpp, where only {@code CachePolicy.full()} is possible; meant for comparison
  * @param useMmap maps the file instead of reading it
  * @param progress hears how far the loading is and may end it; null: nobody
  */
-public record ModelOptions(String device, int gpuLayers, boolean adaptiveCache, boolean useMmap, @Nullable LoadListener progress) {
+public record ModelOptions(
+    String device,
+    int gpuLayers,
+    boolean adaptiveCache,
+    boolean useMmap,
+    @Nullable LoadListener progress) {
   /** The name that leaves the choice of the device to Kvasir. */
   public static final String AUTO_DEVICE = "auto";
 
@@ -22,7 +30,8 @@ public record ModelOptions(String device, int gpuLayers, boolean adaptiveCache, 
   public ModelOptions {
     Objects.requireNonNull(device, "device");
     if (device.isBlank()) {
-      throw new IllegalArgumentException("ModelOptions.device is blank; use \"auto\", \"CPU\" or a name of Devices.list()");
+      throw new IllegalArgumentException(
+          "ModelOptions.device is blank; use \"auto\", \"CPU\" or a name of Devices.list()");
     }
     if (gpuLayers < -1) {
       throw new IllegalArgumentException("ModelOptions.gpuLayers is out of range: " + gpuLayers);

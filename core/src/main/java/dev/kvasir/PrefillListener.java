@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** Hears how far a prefill has come, on the thread that runs the session, between micro-batches. The session must not be used from it. */
+/**
+ * Hears how far a prefill has come, on the thread that runs the session, between micro-batches. The
+ * session must not be used from it.
+ */
 @FunctionalInterface
 public interface PrefillListener {
   /**

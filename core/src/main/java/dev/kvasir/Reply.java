@@ -10,8 +10,8 @@ import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
- * An answer while it is generated: pieces of text, each made of whole code points. It can be iterated once. The prompt is
- * prefilled when the first piece is asked for.
+ * An answer while it is generated: pieces of text, each made of whole code points. It can be
+ * iterated once. The prompt is prefilled when the first piece is asked for.
  *
  * <p>Apart from {@link #cancel()}, a reply follows the threading rule of its session.
  */
@@ -55,16 +55,17 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   }
 
   /**
-   * The pieces. {@link Iterator#hasNext()} generates until there is text or the reply ends; both it and {@link
-   * Iterator#next()} throw {@link DecodeException} when llama.cpp fails, and {@link SessionStateException} as the
-   * session's methods do.
+   * The pieces. {@link Iterator#hasNext()} generates until there is text or the reply ends; both it
+   * and {@link Iterator#next()} throw {@link DecodeException} when llama.cpp fails, and {@link
+   * SessionStateException} as the session's methods do.
    *
    * @throws SessionStateException at the second call
    */
   @Override
   public Iterator<String> iterator() {
     if (iterated) {
-      throw new SessionStateException("A reply can be iterated once; its whole text is what text() returns.");
+      throw new SessionStateException(
+          "A reply can be iterated once; its whole text is what text() returns.");
     }
     iterated = true;
     return new Iterator<>() {
@@ -86,7 +87,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     };
   }
 
-  /** Runs the reply to its end, and returns the whole text, pieces that were already read included. */
+  /**
+   * Runs the reply to its end, and returns the whole text, pieces that were already read included.
+   */
   public String text() {
     while (advance()) {
       take();
@@ -95,9 +98,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   }
 
   /**
-   * Ends the reply at the next token, or the prefill at the next operation. Any thread may call it. A cancelled prefill is
-   * rolled back: the session is as it was before the prompt (where a sliding window has already moved on, it is cleared).
-   * What was generated stays in the conversation.
+   * Ends the reply at the next token, or the prefill at the next operation. Any thread may call it.
+   * A cancelled prefill is rolled back: the session is as it was before the prompt (where a sliding
+   * window has already moved on, it is cleared). What was generated stays in the conversation.
    */
   public void cancel() {
     cancelled = true;
@@ -114,8 +117,8 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   }
 
   /**
-   * Ends the reply where it is; what was generated stays in the conversation, and the session can go on. A second call does
-   * nothing.
+   * Ends the reply where it is; what was generated stays in the conversation, and the session can
+   * go on. A second call does nothing.
    *
    * @throws SessionStateException if another thread is inside the session
    */
@@ -131,7 +134,10 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     }
   }
 
-  /** As {@link #close()}, by a session that is being closed and whose guard the thread already holds. */
+  /**
+   * As {@link #close()}, by a session that is being closed and whose guard the thread already
+   * holds.
+   */
   void abandon() {
     end(StopReason.CLOSED);
   }
@@ -142,7 +148,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     return taken;
   }
 
-  /** Generates until there is text to hand out; false when the reply has ended and nothing is left. */
+  /**
+   * Generates until there is text to hand out; false when the reply has ended and nothing is left.
+   */
   private boolean advance() {
     if (!piece.isEmpty() || state == State.ENDED) {
       return !piece.isEmpty();

@@ -8,10 +8,16 @@ import java.util.Optional;
  * @param promptTokens tokens that were prefilled for this reply
  * @param generatedTokens tokens that were drawn, the end-of-generation token included
  * @param prefillNanos time of the prefill, profiling and compaction included, in nanoseconds
- * @param decodeNanos time from the end of the prefill to the last token, in nanoseconds; time that the caller spent between the pieces is not part of it
+ * @param decodeNanos time from the end of the prefill to the last token, in nanoseconds; time that
+ *     the caller spent between the pieces is not part of it
  * @param stopReason why the reply ended; empty while it goes on
  */
-public record ReplyStatistics(int promptTokens, int generatedTokens, long prefillNanos, long decodeNanos, Optional<StopReason> stopReason) {
+public record ReplyStatistics(
+    int promptTokens,
+    int generatedTokens,
+    long prefillNanos,
+    long decodeNanos,
+    Optional<StopReason> stopReason) {
   /** Prompt tokens per second, 0 when there was no prefill. */
   public double prefillTokensPerSecond() {
     return prefillNanos == 0 ? 0 : promptTokens * 1e9 / prefillNanos;

@@ -1,16 +1,19 @@
 package dev.kvasir;
 
 /**
- * How the next token is drawn. The samplers are llama.cpp's, in its default order: penalties, top-k, top-p, min-p, temperature.
+ * How the next token is drawn. The samplers are llama.cpp's, in its default order: penalties,
+ * top-k, top-p, min-p, temperature.
  *
  * @param temperature divides the logits; 0 or less always takes the most probable token
  * @param topK keeps the k most probable tokens; 0 or less: off
  * @param topP keeps the smallest set of tokens whose probabilities sum to this; 1: off
  * @param minP drops tokens less probable than this fraction of the most probable one; 0: off
- * @param repeatPenalty divides the positive logits (and multiplies the negative ones) of recent tokens; 1: off
+ * @param repeatPenalty divides the positive logits (and multiplies the negative ones) of recent
+ *     tokens; 1: off
  * @param frequencyPenalty is subtracted from a recent token's logit once per occurrence; 0: off
  * @param presencePenalty is subtracted from a recent token's logit once; 0: off
- * @param penaltyWindow number of recent tokens, of prompt and reply, that the penalties look at; 0: none
+ * @param penaltyWindow number of recent tokens, of prompt and reply, that the penalties look at; 0:
+ *     none
  * @param seed of the random generator, an unsigned 32-bit number; -1 takes a random one
  */
 public record Sampling(
@@ -43,7 +46,10 @@ public record Sampling(
     }
   }
 
-  /** llama.cpp's defaults: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties, a random seed. */
+  /**
+   * llama.cpp's defaults: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties, a random
+   * seed.
+   */
   public static Sampling defaults() {
     return DEFAULTS;
   }
@@ -55,46 +61,111 @@ public record Sampling(
 
   /** A copy with another temperature. */
   public Sampling withTemperature(float value) {
-    return new Sampling(value, topK, topP, minP, repeatPenalty, frequencyPenalty, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        value,
+        topK,
+        topP,
+        minP,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        seed);
   }
 
   /** A copy with another top-k. */
   public Sampling withTopK(int value) {
-    return new Sampling(temperature, value, topP, minP, repeatPenalty, frequencyPenalty, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        temperature,
+        value,
+        topP,
+        minP,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        seed);
   }
 
   /** A copy with another top-p. */
   public Sampling withTopP(float value) {
-    return new Sampling(temperature, topK, value, minP, repeatPenalty, frequencyPenalty, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        temperature,
+        topK,
+        value,
+        minP,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        seed);
   }
 
   /** A copy with another min-p. */
   public Sampling withMinP(float value) {
-    return new Sampling(temperature, topK, topP, value, repeatPenalty, frequencyPenalty, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        temperature,
+        topK,
+        topP,
+        value,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        seed);
   }
 
   /** A copy with another repeat penalty. */
   public Sampling withRepeatPenalty(float value) {
-    return new Sampling(temperature, topK, topP, minP, value, frequencyPenalty, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        temperature,
+        topK,
+        topP,
+        minP,
+        value,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        seed);
   }
 
   /** A copy with another frequency penalty. */
   public Sampling withFrequencyPenalty(float value) {
-    return new Sampling(temperature, topK, topP, minP, repeatPenalty, value, presencePenalty, penaltyWindow, seed);
+    return new Sampling(
+        temperature, topK, topP, minP, repeatPenalty, value, presencePenalty, penaltyWindow, seed);
   }
 
   /** A copy with another presence penalty. */
   public Sampling withPresencePenalty(float value) {
-    return new Sampling(temperature, topK, topP, minP, repeatPenalty, frequencyPenalty, value, penaltyWindow, seed);
+    return new Sampling(
+        temperature, topK, topP, minP, repeatPenalty, frequencyPenalty, value, penaltyWindow, seed);
   }
 
   /** A copy whose penalties look at another number of recent tokens. */
   public Sampling withPenaltyWindow(int value) {
-    return new Sampling(temperature, topK, topP, minP, repeatPenalty, frequencyPenalty, presencePenalty, value, seed);
+    return new Sampling(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        value,
+        seed);
   }
 
   /** A copy with another seed. */
   public Sampling withSeed(long value) {
-    return new Sampling(temperature, topK, topP, minP, repeatPenalty, frequencyPenalty, presencePenalty, penaltyWindow, value);
+    return new Sampling(
+        temperature,
+        topK,
+        topP,
+        minP,
+        repeatPenalty,
+        frequencyPenalty,
+        presencePenalty,
+        penaltyWindow,
+        value);
   }
 }

@@ -24,9 +24,10 @@ import org.jspecify.annotations.Nullable;
 /**
  * One sequence of tokens and its KV cache.
  *
- * <p>A session is used by one thread at a time. It may move to another thread between calls; a call while another thread is
- * inside throws {@link SessionStateException}, and so does any call after {@link #close()}. While a {@link Reply} is open
- * the session belongs to it: finish or close the reply first.
+ * <p>A session is used by one thread at a time. It may move to another thread between calls; a call
+ * while another thread is inside throws {@link SessionStateException}, and so does any call after
+ * {@link #close()}. While a {@link Reply} is open the session belongs to it: finish or close the
+ * reply first.
  */
 public final class Session implements AutoCloseable {
   /** Bytes that the logits of one batch of {@link #evaluateAllLogits} may take. */
@@ -53,17 +54,27 @@ public final class Session implements AutoCloseable {
   private @Nullable Reply openReply;
 
   Session(Model owner, NativeModel model, SessionOptions options) {
-    if (!model.adaptive() && (options.profile() != null || !(options.cachePolicy() instanceof Full))) {
+    if (!model.adaptive()
+        && (options.profile() != null || !(options.cachePolicy() instanceof Full))) {
       throw new InvalidOptionException(
           "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full() and no profile.");
     }
     this.owner = owner;
     this.model = model;
     this.options = options;
-    this.context = new NativeContext(model, options, options.keyType().ggmlType(), options.valueType().ggmlType());
+    this.context =
+        new NativeContext(
+            model, options, options.keyType().ggmlType(), options.valueType().ggmlType());
     try {
       sampler = new SamplerChain(options.sampling(), model.vocabulary().size());
-      cache = context.store().map(store -> new CacheManager(store, options.cachePolicy(), options.profile(), model.tokenKinds())).orElse(null);
+      cache =
+          context
+              .store()
+              .map(
+                  store ->
+                      new CacheManager(
+                          store, options.cachePolicy(), options.profile(), model.tokenKinds()))
+              .orElse(null);
     } catch (RuntimeException e) {
       context.close();
       throw e;
@@ -71,8 +82,8 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * Says something to the model, in the chat format that it was trained with. The conversation goes on from the cache as the
-   * policy left it: only what is new is prefilled.
+   * Says something to the model, in the chat format that it was trained with. The conversation goes
+   * on from the cache as the policy left it: only what is new is prefilled.
    *
    * <p>Nothing runs before the reply is read.
    *
@@ -90,7 +101,9 @@ public final class Session implements AutoCloseable {
               .orElseThrow(
                   () ->
                       new UnsupportedModelException(
-                          "The model " + model.file() + " has no chat template. Use Session.complete with a text in its format."));
+                          "The model "
+                              + model.file()
+                              + " has no chat template. Use Session.complete with a text in its format."));
       ChatMessage message = new ChatMessage(ChatMessage.USER, userMessage);
       String rendered;
       if (conversation.isEmpty()) {
@@ -107,13 +120,15 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * Continues a raw text, without a chat template. At the start of a session the model's begin-of-sequence token is put
-   * first, if it wants one. The text of special tokens is plain text here.
+   * Continues a raw text, without a chat template. At the start of a session the model's
+   * begin-of-sequence token is put first, if it wants one. The text of special tokens is plain text
+   * here.
    *
    * <p>Nothing runs before the reply is read.
    *
    * @throws ContextFullException if the text does not fit into what is left of the context
-   * @throws IllegalArgumentException if there is nothing to continue: no text, and nothing evaluated before
+   * @throws IllegalArgumentException if there is nothing to continue: no text, and nothing
+   *     evaluated before
    */
   public Reply complete(String text) {
     Objects.requireNonNull(text, "text");
@@ -134,11 +149,15 @@ public final class Session implements AutoCloseable {
   private Reply open(String text, boolean parseSpecial, @Nullable ChatMessage message) {
     int[] tokens = model.tokenize(text, false, parseSpecial);
     int leading = model.vocabulary().leadingToken();
-    if (position == 0 && pending == NONE && leading != NONE && (tokens.length == 0 || tokens[0] != leading)) {
+    if (position == 0
+        && pending == NONE
+        && leading != NONE
+        && (tokens.length == 0 || tokens[0] != leading)) {
       tokens = prepend(leading, tokens);
     }
     if (tokens.length == 0 && pending == NONE && !hasLogits) {
-      throw new IllegalArgumentException("There is nothing to continue: the text is empty, and so is the session");
+      throw new IllegalArgumentException(
+          "There is nothing to continue: the text is empty, and so is the session");
     }
     requireRoom(tokens.length);
     Reply reply = new Reply(this, tokens, message, options);
@@ -197,8 +216,8 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * Appends tokens to the sequence, with the cache policy applied exactly as in a reply: several tokens are a prefill, a
-   * single one is a decode step.
+   * Appends tokens to the sequence, with the cache policy applied exactly as in a reply: several
+   * tokens are a prefill, a single one is a decode step.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails; the session is as it was before
@@ -219,8 +238,8 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * As {@link #evaluate}, and hands over the logits of every token. They are computed in batches; the policy is applied at the
-   * end.
+   * As {@link #evaluate}, and hands over the logits of every token. They are computed in batches;
+   * the policy is applied at the end.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails; the session is as it was before
@@ -242,7 +261,14 @@ public final class Session implements AutoCloseable {
           (from, count) -> {
             for (int i = 0; i < count; i++) {
               if (from + i >= skipped) {
-                consumer.accept(from + i - skipped, context.logits(i).asByteBuffer().order(java.nio.ByteOrder.nativeOrder()).asFloatBuffer().asReadOnlyBuffer());
+                consumer.accept(
+                    from + i - skipped,
+                    context
+                        .logits(i)
+                        .asByteBuffer()
+                        .order(java.nio.ByteOrder.nativeOrder())
+                        .asFloatBuffer()
+                        .asReadOnlyBuffer());
               }
             }
           });
@@ -281,10 +307,14 @@ public final class Session implements AutoCloseable {
     try {
       if (target.length != model.vocabulary().size()) {
         throw new IllegalArgumentException(
-            "The logits have " + model.vocabulary().size() + " elements, the array has " + target.length);
+            "The logits have "
+                + model.vocabulary().size()
+                + " elements, the array has "
+                + target.length);
       }
       if (!hasLogits) {
-        throw new SessionStateException("The session has no logits: nothing was evaluated since it was opened, cleared or rolled back.");
+        throw new SessionStateException(
+            "The session has no logits: nothing was evaluated since it was opened, cleared or rolled back.");
       }
       MemorySegment logits = context.logits(-1);
       MemorySegment.copy(logits, ValueLayout.JAVA_FLOAT, 0, target, 0, target.length);
@@ -321,7 +351,8 @@ public final class Session implements AutoCloseable {
   /**
    * Frees the cache. An open reply is closed with it. A second call does nothing.
    *
-   * @throws SessionStateException if another thread is inside the session; the session stays open then
+   * @throws SessionStateException if another thread is inside the session; the session stays open
+   *     then
    */
   @Override
   public void close() {
@@ -432,7 +463,8 @@ public final class Session implements AutoCloseable {
   private SessionStateException busy(Thread me) {
     Thread other = inside.get();
     if (other == me) {
-      return new SessionStateException("The session was called from its own listener; it can be used again when the call that the listener is part of returns.");
+      return new SessionStateException(
+          "The session was called from its own listener; it can be used again when the call that the listener is part of returns.");
     }
     return new SessionStateException(
         "The session is in use by thread \""
@@ -444,7 +476,8 @@ public final class Session implements AutoCloseable {
 
   private void requireNoReply() {
     if (openReply != null) {
-      throw new SessionStateException("A reply of this session is still open. Read it to its end, or close it, first.");
+      throw new SessionStateException(
+          "A reply of this session is still open. Read it to its end, or close it, first.");
     }
   }
 
@@ -465,7 +498,9 @@ public final class Session implements AutoCloseable {
 
   // Decoding.
 
-  /** What happens between two batches of a prefill: how many tokens were decoded, and from where on. */
+  /**
+   * What happens between two batches of a prefill: how many tokens were decoded, and from where on.
+   */
   @FunctionalInterface
   private interface BatchListener {
     void decoded(int from, int count);
@@ -475,7 +510,8 @@ public final class Session implements AutoCloseable {
     return pending == NONE ? tokens : prepend(pending, tokens);
   }
 
-  private boolean prefill(int[] tokens, BooleanSupplier cancelled, int chunk, @Nullable BatchListener listener) {
+  private boolean prefill(
+      int[] tokens, BooleanSupplier cancelled, int chunk, @Nullable BatchListener listener) {
     if (tokens.length == 0) {
       return true;
     }
@@ -511,14 +547,17 @@ public final class Session implements AutoCloseable {
     return true;
   }
 
-  private boolean decodeAll(int[] tokens, BooleanSupplier cancelled, int chunk, @Nullable BatchListener listener) {
+  private boolean decodeAll(
+      int[] tokens, BooleanSupplier cancelled, int chunk, @Nullable BatchListener listener) {
     PrefillListener progress = options.prefillListener();
     if (progress != null) {
       progress.prefilled(0, tokens.length);
     }
     for (int from = 0; from < tokens.length; from += chunk) {
       int count = Math.min(chunk, tokens.length - from);
-      if (cancelled.getAsBoolean() || context.decode(tokens, from, count, position, listener != null) == NativeContext.Outcome.ABORTED) {
+      if (cancelled.getAsBoolean()
+          || context.decode(tokens, from, count, position, listener != null)
+              == NativeContext.Outcome.ABORTED) {
         return false;
       }
       position += count;

@@ -9,9 +9,11 @@ import org.jspecify.annotations.Nullable;
 /**
  * How a session runs. Sizes are in tokens.
  *
- * @param contextSize capacity in tokens, prompt and replies together; 0: what the model was trained for
+ * @param contextSize capacity in tokens, prompt and replies together; 0: what the model was trained
+ *     for
  * @param batchSize most tokens that llama.cpp is given in one call
- * @param microBatchSize most tokens that are computed at once; {@code batchSize} where that is smaller
+ * @param microBatchSize most tokens that are computed at once; {@code batchSize} where that is
+ *     smaller
  * @param threads threads that decode single tokens; 0: chosen from the number of processors
  * @param batchThreads threads that prefill; 0: as {@code threads}
  * @param keyType element type of the cached keys
@@ -21,13 +23,48 @@ import org.jspecify.annotations.Nullable;
  * @param stopSequences texts that end a reply; they are not part of its text
  * @param maxTokens most tokens of one reply; 0: until the context is full
  * @param cachePolicy what each KV head keeps
- * @param profile of an earlier prompt: its choice and its policy take the place of {@code cachePolicy}; null: none
+ * @param profile of an earlier prompt: its choice and its policy take the place of {@code
+ *     cachePolicy}; null: none
  * @param attention code that computes attention over the adaptive cache
- * @param flashAttention llama.cpp's flash attention, or its plain one; only for models loaded without the adaptive cache, which always takes the place of flash attention
+ * @param flashAttention llama.cpp's flash attention, or its plain one; only for models loaded
+ *     without the adaptive cache, which always takes the place of flash attention
  * @param prefillListener hears how far a prefill is; null: nobody
  */
-public record SessionOptions(int contextSize, int batchSize, int microBatchSize, int threads, int batchThreads, KvType keyType, KvType valueType, Sampling sampling, @Nullable String systemPrompt, List<String> stopSequences, int maxTokens, CachePolicy cachePolicy, @Nullable Profile profile, Attention attention, boolean flashAttention, @Nullable PrefillListener prefillListener) {
-  private static final SessionOptions DEFAULTS = new SessionOptions(0, 2048, 512, 0, 0, KvType.F16, KvType.F16, Sampling.defaults(), null, List.of(), 0, CachePolicy.full(), null, Attention.NATIVE, true, null);
+public record SessionOptions(
+    int contextSize,
+    int batchSize,
+    int microBatchSize,
+    int threads,
+    int batchThreads,
+    KvType keyType,
+    KvType valueType,
+    Sampling sampling,
+    @Nullable String systemPrompt,
+    List<String> stopSequences,
+    int maxTokens,
+    CachePolicy cachePolicy,
+    @Nullable Profile profile,
+    Attention attention,
+    boolean flashAttention,
+    @Nullable PrefillListener prefillListener) {
+  private static final SessionOptions DEFAULTS =
+      new SessionOptions(
+          0,
+          2048,
+          512,
+          0,
+          0,
+          KvType.F16,
+          KvType.F16,
+          Sampling.defaults(),
+          null,
+          List.of(),
+          0,
+          CachePolicy.full(),
+          null,
+          Attention.NATIVE,
+          true,
+          null);
 
   /** Checks the ranges. */
   public SessionOptions {
@@ -44,7 +81,8 @@ public record SessionOptions(int contextSize, int batchSize, int microBatchSize,
     Objects.requireNonNull(attention, "attention");
     stopSequences = List.copyOf(stopSequences);
     if (stopSequences.contains("")) {
-      throw new IllegalArgumentException("SessionOptions.stopSequences has an empty text, which would end every reply");
+      throw new IllegalArgumentException(
+          "SessionOptions.stopSequences has an empty text, which would end every reply");
     }
   }
 
@@ -54,59 +92,222 @@ public record SessionOptions(int contextSize, int batchSize, int microBatchSize,
     }
   }
 
-  /** The model's context, batches of 2,048 in micro-batches of 512, F16, llama.cpp's default sampling, and a cache that keeps everything. */
+  /**
+   * The model's context, batches of 2,048 in micro-batches of 512, F16, llama.cpp's default
+   * sampling, and a cache that keeps everything.
+   */
   public static SessionOptions defaults() {
     return DEFAULTS;
   }
 
   /** A copy with another {@link #contextSize()}. */
   public SessionOptions withContextSize(int value) {
-    return new SessionOptions(value, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        value,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #batchSize()}. */
   public SessionOptions withBatchSize(int value) {
-    return new SessionOptions(contextSize, value, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        value,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #microBatchSize()}. */
   public SessionOptions withMicroBatchSize(int value) {
-    return new SessionOptions(contextSize, batchSize, value, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        value,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #threads()}. */
   public SessionOptions withThreads(int value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, value, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        value,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #batchThreads()}. */
   public SessionOptions withBatchThreads(int value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, value, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        value,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #keyType()}. */
   public SessionOptions withKeyType(KvType value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, value, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        value,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #valueType()}. */
   public SessionOptions withValueType(KvType value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, value, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        value,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #sampling()}. */
   public SessionOptions withSampling(Sampling value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, value, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        value,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #systemPrompt()}. */
   public SessionOptions withSystemPrompt(@Nullable String value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, value, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        value,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #stopSequences()}. */
   public SessionOptions withStopSequences(List<String> value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, value, maxTokens, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        value,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with other {@link #stopSequences()}. */
@@ -116,31 +317,127 @@ public record SessionOptions(int contextSize, int batchSize, int microBatchSize,
 
   /** A copy with another {@link #maxTokens()}. */
   public SessionOptions withMaxTokens(int value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, value, cachePolicy, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        value,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #cachePolicy()}. */
   public SessionOptions withCachePolicy(CachePolicy value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, value, profile, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        value,
+        profile,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #profile()}. */
   public SessionOptions withProfile(@Nullable Profile value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, value, attention, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        value,
+        attention,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #attention()}. */
   public SessionOptions withAttention(Attention value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, value, flashAttention, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        value,
+        flashAttention,
+        prefillListener);
   }
 
   /** A copy with another {@link #flashAttention()}. */
   public SessionOptions withFlashAttention(boolean value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, value, prefillListener);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        value,
+        prefillListener);
   }
 
   /** A copy with another {@link #prefillListener()}. */
   public SessionOptions withPrefillListener(@Nullable PrefillListener value) {
-    return new SessionOptions(contextSize, batchSize, microBatchSize, threads, batchThreads, keyType, valueType, sampling, systemPrompt, stopSequences, maxTokens, cachePolicy, profile, attention, flashAttention, value);
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
+        attention,
+        flashAttention,
+        value);
   }
 }

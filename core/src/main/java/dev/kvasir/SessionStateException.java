@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** A session or reply was used after it was closed, by two threads at once, or while another of its replies is open. */
+/**
+ * A session or reply was used after it was closed, by two threads at once, or while another of its
+ * replies is open.
+ */
 public final class SessionStateException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** A model that llama.cpp can load but that Kvasir cannot run: recurrent, hybrid, diffusion and encoder models have no KV cache of their own to compress. */
+/**
+ * A model that llama.cpp can load but that Kvasir cannot run: recurrent, hybrid, diffusion and
+ * encoder models have no KV cache of their own to compress.
+ */
 public final class UnsupportedModelException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

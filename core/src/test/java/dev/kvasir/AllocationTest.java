@@ -24,7 +24,10 @@ class AllocationTest {
     ThreadMXBean threads = (ThreadMXBean) ManagementFactory.getThreadMXBean();
     Path file = SyntheticModels.llama(directory.resolve("small.gguf"), 1);
     SessionOptions options =
-        TestModels.options().withThreads(1).withContextSize(WARM_UP + MEASURED + 600).withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.1)));
+        TestModels.options()
+            .withThreads(1)
+            .withContextSize(WARM_UP + MEASURED + 600)
+            .withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.1)));
     try (Model model = Model.load(file);
         Session session = model.newSession(options)) {
       int[] prompt = new int[500];
@@ -43,9 +46,17 @@ class AllocationTest {
         session.evaluate(token);
         allocated[i] = threads.getCurrentThreadAllocatedBytes() - before;
       }
-      // The log of tokens and the tables by position grow by a fraction of their size, once in thousands of steps.
+      // The log of tokens and the tables by position grow by a fraction of their size, once in
+      // thousands of steps.
       long steps = Arrays.stream(allocated).filter(bytes -> bytes > 0).count();
-      assertTrue(steps <= 8, steps + " of " + MEASURED + " steps allocated " + Arrays.stream(allocated).sum() + " bytes");
+      assertTrue(
+          steps <= 8,
+          steps
+              + " of "
+              + MEASURED
+              + " steps allocated "
+              + Arrays.stream(allocated).sum()
+              + " bytes");
       Arrays.sort(allocated);
       assertEquals(0, allocated[MEASURED - 9]);
     }

@@ -27,7 +27,8 @@ class BadInputTest {
 
   @AfterEach
   void theRestStillWorks() {
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withMaxTokens(2))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(2))) {
       assertFalse(session.complete("The sea").text().isEmpty());
     }
   }
@@ -54,16 +55,34 @@ class BadInputTest {
 
   @Test
   void aFileOfAnotherKind() throws IOException {
-    Path text = Files.writeString(directory.resolve("text.gguf"), "Once upon a time there was a file that was no model.");
+    Path text =
+        Files.writeString(
+            directory.resolve("text.gguf"), "Once upon a time there was a file that was no model.");
     assertTrue(refused(text).contains("no GGUF"));
   }
 
   @ParameterizedTest
-  @ValueSource(longs = {4, 8, 20, 24, 40, 1_000, 20_000, 700_000, 1_600_000, 1_900_000, 5_000_000, 60_000_000, 98_362_431})
+  @ValueSource(
+      longs = {
+        4,
+        8,
+        20,
+        24,
+        40,
+        1_000,
+        20_000,
+        700_000,
+        1_600_000,
+        1_900_000,
+        5_000_000,
+        60_000_000,
+        98_362_431
+      })
   void aTruncatedFile(long bytes) throws IOException {
     Path cut = directory.resolve("cut.gguf");
     try (FileChannel from = FileChannel.open(TestModels.path());
-        FileChannel to = FileChannel.open(cut, StandardOpenOption.CREATE, StandardOpenOption.WRITE)) {
+        FileChannel to =
+            FileChannel.open(cut, StandardOpenOption.CREATE, StandardOpenOption.WRITE)) {
       for (long done = 0; done < bytes; ) {
         done += from.transferTo(done, bytes - done, to);
       }
@@ -95,22 +114,32 @@ class BadInputTest {
     Path file = SyntheticModels.recurrent(directory.resolve("mamba.gguf"));
     for (boolean adaptive : new boolean[] {true, false}) {
       UnsupportedModelException refused =
-          assertThrows(UnsupportedModelException.class, () -> Model.load(file, ModelOptions.defaults().withAdaptiveCache(adaptive)));
+          assertThrows(
+              UnsupportedModelException.class,
+              () -> Model.load(file, ModelOptions.defaults().withAdaptiveCache(adaptive)));
       assertTrue(refused.getMessage().contains("recurrent"), refused.getMessage());
     }
   }
 
   @Test
   void anUnknownDevice() {
-    UnknownDeviceException refused = assertThrows(UnknownDeviceException.class, () -> Model.load(TestModels.path(), ModelOptions.defaults().withDevice("TPU7")));
-    assertTrue(refused.getMessage().contains("TPU7") && refused.getMessage().contains("CPU"), refused.getMessage());
+    UnknownDeviceException refused =
+        assertThrows(
+            UnknownDeviceException.class,
+            () -> Model.load(TestModels.path(), ModelOptions.defaults().withDevice("TPU7")));
+    assertTrue(
+        refused.getMessage().contains("TPU7") && refused.getMessage().contains("CPU"),
+        refused.getMessage());
     assertThrows(IllegalArgumentException.class, () -> ModelOptions.defaults().withDevice(" "));
   }
 
   @Test
   void anUnknownKvType() {
-    InvalidOptionException refused = assertThrows(InvalidOptionException.class, () -> KvType.of("q3_k"));
-    assertTrue(refused.getMessage().contains("q3_k") && refused.getMessage().contains("q8_0"), refused.getMessage());
+    InvalidOptionException refused =
+        assertThrows(InvalidOptionException.class, () -> KvType.of("q3_k"));
+    assertTrue(
+        refused.getMessage().contains("q3_k") && refused.getMessage().contains("q8_0"),
+        refused.getMessage());
     assertEquals(KvType.Q8_0, KvType.of("q8_0"));
     assertEquals(KvType.BF16, KvType.of("BF16"));
   }
@@ -120,7 +149,10 @@ class BadInputTest {
     InvalidOptionException refused =
         assertThrows(
             InvalidOptionException.class,
-            () -> TestModels.plain().newSession(TestModels.options().withFlashAttention(false).withValueType(KvType.Q8_0)));
+            () ->
+                TestModels.plain()
+                    .newSession(
+                        TestModels.options().withFlashAttention(false).withValueType(KvType.Q8_0)));
     assertTrue(refused.getMessage().contains("flash_attn"), refused.getMessage());
   }
 
@@ -136,7 +168,8 @@ class BadInputTest {
     assertThrows(IllegalArgumentException.class, () -> options.withStopSequences("a", ""));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withTopP(1.5f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withMinP(-0.1f));
-    assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withTemperature(Float.NaN));
+    assertThrows(
+        IllegalArgumentException.class, () -> Sampling.defaults().withTemperature(Float.NaN));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withRepeatPenalty(0f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withSeed(1L << 32));
     assertThrows(IllegalArgumentException.class, () -> ModelOptions.defaults().withGpuLayers(-2));
@@ -144,7 +177,12 @@ class BadInputTest {
 
   @Test
   void theSmallestOptionsWork() {
-    SessionOptions options = TestModels.options().withContextSize(1).withBatchSize(1).withMicroBatchSize(1).withThreads(1);
+    SessionOptions options =
+        TestModels.options()
+            .withContextSize(1)
+            .withBatchSize(1)
+            .withMicroBatchSize(1)
+            .withThreads(1);
     try (Session session = TestModels.adaptive().newSession(options)) {
       assertEquals(1, session.contextSize());
       session.evaluate(5);
@@ -160,7 +198,9 @@ class BadInputTest {
   void tokensOutsideTheVocabulary() {
     try (Session session = TestModels.adaptive().newSession(TestModels.options())) {
       assertThrows(IllegalArgumentException.class, () -> session.evaluate(-1));
-      assertThrows(IllegalArgumentException.class, () -> session.evaluate(1, 2, session.model().vocabularySize()));
+      assertThrows(
+          IllegalArgumentException.class,
+          () -> session.evaluate(1, 2, session.model().vocabularySize()));
       assertThrows(IllegalArgumentException.class, () -> session.evaluate());
       assertThrows(IllegalArgumentException.class, () -> session.logits(new float[3]));
       assertThrows(IllegalArgumentException.class, () -> session.complete(""));
@@ -174,7 +214,8 @@ class BadInputTest {
     Path file = SyntheticModels.llama(directory.resolve("small.gguf"), 1);
     try (Model model = Model.load(file);
         Session session = model.newSession(TestModels.options().withMaxTokens(3))) {
-      UnsupportedModelException refused = assertThrows(UnsupportedModelException.class, () -> session.chat("Hello"));
+      UnsupportedModelException refused =
+          assertThrows(UnsupportedModelException.class, () -> session.chat("Hello"));
       assertTrue(refused.getMessage().contains("complete"), refused.getMessage());
       session.complete("w1 w2").text();
       // The beginning-of-sequence token comes first, once.
@@ -198,11 +239,16 @@ class BadInputTest {
       profile = session.profile().orElseThrow();
     }
     ProfileException foreign =
-        assertThrows(ProfileException.class, () -> TestModels.adaptive().newSession(TestModels.options().withCachePolicy(policy).withProfile(profile)));
+        assertThrows(
+            ProfileException.class,
+            () ->
+                TestModels.adaptive()
+                    .newSession(TestModels.options().withCachePolicy(policy).withProfile(profile)));
     assertFalse(foreign.getMessage().isBlank());
     String json = profile.toJson();
     assertEquals(profile, Profile.fromJson(json));
-    assertThrows(ProfileException.class, () -> Profile.fromJson(json.substring(0, json.length() / 2)));
+    assertThrows(
+        ProfileException.class, () -> Profile.fromJson(json.substring(0, json.length() / 2)));
     assertThrows(ProfileException.class, () -> Profile.fromJson("[]"));
     assertThrows(ProfileException.class, () -> Profile.fromJson("no JSON"));
   }

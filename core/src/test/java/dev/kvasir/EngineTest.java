@@ -31,7 +31,8 @@ class EngineTest {
   }
 
   /**
-   * llama.cpp's two attention paths are both right and differ by rounding, which the quantised weights magnify: that difference is what a third right path is allowed.
+   * llama.cpp's two attention paths are both right and differ by rounding, which the quantised
+   * weights magnify: that difference is what a third right path is allowed.
    */
   @Test
   void keepingAllIsAsNearToLlamaCppAsItsOwnPathsAre() {
@@ -64,8 +65,11 @@ class EngineTest {
       }
       assertEquals(1, adaptive.cacheReport().keptFraction());
     }
-    String figures = "prefill %.3g (llama.cpp's own paths %.3g), decode %.3g (%.3g)".formatted(ours, noise, oursDecoding, noiseDecoding);
-    System.getLogger(EngineTest.class.getName()).log(System.Logger.Level.INFO, "mean KL: " + figures);
+    String figures =
+        "prefill %.3g (llama.cpp's own paths %.3g), decode %.3g (%.3g)"
+            .formatted(ours, noise, oursDecoding, noiseDecoding);
+    System.getLogger(EngineTest.class.getName())
+        .log(System.Logger.Level.INFO, "mean KL: " + figures);
     assertTrue(ours <= noise, figures);
     assertTrue(oursDecoding <= noiseDecoding, figures);
   }
@@ -74,7 +78,9 @@ class EngineTest {
   void thePortablePathIsLlamaCppBitForBit() {
     int[] prompt = TestModels.proseTokens(300);
     int[] next = Arrays.copyOfRange(TestModels.proseTokens(330), 300, 330);
-    try (Session portable = TestModels.adaptive().newSession(TestModels.options().withAttention(Attention.PORTABLE));
+    try (Session portable =
+            TestModels.adaptive()
+                .newSession(TestModels.options().withAttention(Attention.PORTABLE));
         Session stock = TestModels.plain().newSession(TestModels.options())) {
       float[][] expected = rows(stock, prompt);
       float[][] actual = rows(portable, prompt);
@@ -94,8 +100,10 @@ class EngineTest {
   void recoveringEverythingKeepsEverything(Candidates candidates) {
     int[] prompt = TestModels.proseTokens(320);
     int[] next = Arrays.copyOfRange(TestModels.proseTokens(350), 320, 350);
-    CachePolicy everything = CachePolicy.fastgen().withCandidates(candidates).withTarget(Target.recovery(1));
-    try (Session all = TestModels.adaptive().newSession(TestModels.options().withCachePolicy(everything));
+    CachePolicy everything =
+        CachePolicy.fastgen().withCandidates(candidates).withTarget(Target.recovery(1));
+    try (Session all =
+            TestModels.adaptive().newSession(TestModels.options().withCachePolicy(everything));
         Session full = TestModels.adaptive().newSession(TestModels.options())) {
       all.evaluate(prompt);
       full.evaluate(prompt);

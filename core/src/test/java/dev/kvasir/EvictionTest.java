@@ -16,8 +16,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /**
- * Logits over a compressed cache, against an unmodified llama.cpp whose every attention output is replaced by plain double-precision attention over the same tokens: those that
- * our store holds per KV head before each evaluation, and the evaluated ones.
+ * Logits over a compressed cache, against an unmodified llama.cpp whose every attention output is
+ * replaced by plain double-precision attention over the same tokens: those that our store holds per
+ * KV head before each evaluation, and the evaluated ones.
  */
 class EvictionTest {
   private static final int PROMPT = 320;
@@ -27,7 +28,9 @@ class EvictionTest {
 
   @TempDir Path directory;
 
-  /** Attention in double precision over the positions that are allowed, by model layer and KV head. */
+  /**
+   * Attention in double precision over the positions that are allowed, by model layer and KV head.
+   */
   private static final class Reference implements ProbedContext.Probe {
     // [layer][KV head][position]: whether a token that was evaluated before is there
     private boolean[][][] kept;
@@ -66,13 +69,15 @@ class EvictionTest {
           for (int g = 0; g < group; g++) {
             float[] q = new float[query.extent(0)];
             query.row(token, (long) head * group + g, q);
-            output.setRow((long) head * group + g, token, attend(q, keys, values, row, output.parameter(0)));
+            output.setRow(
+                (long) head * group + g, token, attend(q, keys, values, row, output.parameter(0)));
           }
         }
       }
     }
 
-    private static float[] attend(float[] query, float[][] keys, float[][] values, float[] mask, float scale) {
+    private static float[] attend(
+        float[] query, float[][] keys, float[][] values, float[] mask, float scale) {
       double[] weight = new double[keys.length];
       double most = Double.NEGATIVE_INFINITY;
       for (int cell = 0; cell < keys.length; cell++) {
@@ -125,8 +130,10 @@ class EvictionTest {
     double full = 0;
     int compared = 0;
     double least = 1;
-    try (NativeModel stock = NativeModel.load(file, ModelOptions.defaults().withAdaptiveCache(false));
-        ProbedContext context = new ProbedContext(stock, 512, TestModels.threads(), true, reference);
+    try (NativeModel stock =
+            NativeModel.load(file, ModelOptions.defaults().withAdaptiveCache(false));
+        ProbedContext context =
+            new ProbedContext(stock, 512, TestModels.threads(), true, reference);
         Model model = Model.load(file);
         Session session = model.newSession(options);
         Session unlimited = model.newSession(options.withCachePolicy(CachePolicy.full()))) {
@@ -156,9 +163,14 @@ class EvictionTest {
 
   @Test
   void theDefaultModelOnTheLattice() {
-    Result result = compare(TestModels.path(), CachePolicy.fastgen().withTarget(Target.budgetFraction(0.25)), TestModels.proseTokens(LENGTH));
+    Result result =
+        compare(
+            TestModels.path(),
+            CachePolicy.fastgen().withTarget(Target.budgetFraction(0.25)),
+            TestModels.proseTokens(LENGTH));
     assertTrue(result.keptFraction < 0.35, result.toString());
-    // Quantised weights magnify rounding: llama.cpp's own two attention paths are 3e-3 apart on this model.
+    // Quantised weights magnify rounding: llama.cpp's own two attention paths are 3e-3 apart on
+    // this model.
     assertTrue(result.ours < 6e-3, result.toString());
     assertTrue(result.full > 3 * result.ours, result.toString());
   }
@@ -170,7 +182,8 @@ class EvictionTest {
       text[i] = 3 + i * i % 311;
     }
     Path file = SyntheticModels.llama(directory.resolve("random.gguf"), 4);
-    Result result = compare(file, CachePolicy.fastgen().withTarget(Target.budgetFraction(0.3)), text);
+    Result result =
+        compare(file, CachePolicy.fastgen().withTarget(Target.budgetFraction(0.3)), text);
     assertTrue(result.keptFraction < 0.4, result.toString());
     assertTrue(result.ours < 1e-6, result.toString());
     assertTrue(result.full > 100 * result.ours, result.toString());

@@ -12,7 +12,8 @@ import org.junit.jupiter.api.Test;
 class FiveLinesTest {
   private static void example(Path file, Consumer<String> out) {
     try (var model = Model.load(file);
-        var session = model.newSession(SessionOptions.defaults().withCachePolicy(CachePolicy.fastgen()));
+        var session =
+            model.newSession(SessionOptions.defaults().withCachePolicy(CachePolicy.fastgen()));
         var reply = session.chat("Why is the sky blue?")) {
       reply.forEach(out);
     }
@@ -21,7 +22,8 @@ class FiveLinesTest {
   @Test
   void streamsAnAnswer() {
     StringBuilder answer = new StringBuilder();
-    // The reader walks away after a while: model, session and reply are closed in the middle of the answer.
+    // The reader walks away after a while: model, session and reply are closed in the middle of the
+    // answer.
     assertThrows(
         StoppedReading.class,
         () ->

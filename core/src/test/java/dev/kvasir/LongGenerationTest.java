@@ -21,7 +21,8 @@ class LongGenerationTest {
   @Test
   void everyHeadFollowsItsPolicyAtEveryStep() {
     FastGen policy = CachePolicy.fastgen().withTarget(Target.budgetFraction(0.25));
-    SessionOptions options = TestModels.options().withContextSize(PROMPT + STEPS + 8).withCachePolicy(policy);
+    SessionOptions options =
+        TestModels.options().withContextSize(PROMPT + STEPS + 8).withCachePolicy(policy);
     try (Session session = TestModels.adaptive().newSession(options)) {
       int[] prompt = TestModels.proseTokens(PROMPT);
       session.evaluate(prompt);
@@ -45,11 +46,16 @@ class LongGenerationTest {
         }
         // Drawn greedily, but for every seventh token, so that the text does not run in circles.
         session.logits(logits);
-        next[0] = step % 7 == 0 ? TestModels.proseTokens(PROMPT + step + 1)[PROMPT + step] : Logits.best(logits);
+        next[0] =
+            step % 7 == 0
+                ? TestModels.proseTokens(PROMPT + step + 1)[PROMPT + step]
+                : Logits.best(logits);
         session.evaluate(next);
       }
       assertEquals(PROMPT + STEPS, session.position());
-      assertTrue(session.cacheReport().keptFraction() < 0.4, "kept " + session.cacheReport().keptFraction());
+      assertTrue(
+          session.cacheReport().keptFraction() < 0.4,
+          "kept " + session.cacheReport().keptFraction());
     }
   }
 
@@ -59,13 +65,18 @@ class LongGenerationTest {
     for (int layer = 0; layer < checks.length; layer++) {
       checks[layer] = new HeadCheck[store.shape(layer).kvHeads()];
       for (int head = 0; head < checks[layer].length; head++) {
-        checks[layer][head] = new HeadCheck(store, layer, head, profile.chosen(profile.heads().get(next++)), policy.grace());
+        checks[layer][head] =
+            new HeadCheck(
+                store, layer, head, profile.chosen(profile.heads().get(next++)), policy.grace());
       }
     }
     return checks;
   }
 
-  /** Which positions hold special tokens: the sinks, control tokens, and the chat template's markers. */
+  /**
+   * Which positions hold special tokens: the sinks, control tokens, and the chat template's
+   * markers.
+   */
   private static final class Special {
     private final Model model;
     private final BitSet positions = new BitSet();
@@ -78,7 +89,12 @@ class LongGenerationTest {
       this.model = model;
       this.sinks = sinks;
       markers =
-          List.of("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n").stream()
+          List.of(
+                  "<|im_start|>system\n",
+                  "<|im_start|>user\n",
+                  "<|im_start|>assistant\n",
+                  "<|im_end|>\n")
+              .stream()
               .map(text -> model.tokenize(text, false, true))
               .toList();
     }
@@ -86,7 +102,10 @@ class LongGenerationTest {
     void append(int token) {
       tokens[length++] = token;
       String text = model.tokenText(token);
-      if (length <= sinks || text.startsWith("<|") || text.startsWith("<repo") || isControl(token, text)) {
+      if (length <= sinks
+          || text.startsWith("<|")
+          || text.startsWith("<repo")
+          || isControl(token, text)) {
         positions.set(length - 1);
       }
       for (int[] marker : markers) {
@@ -100,7 +119,9 @@ class LongGenerationTest {
     /** A control token is one that only the special parser produces from its text. */
     private boolean isControl(int token, String text) {
       int[] parsed = model.tokenize(text, false, true);
-      return parsed.length == 1 && parsed[0] == token && model.tokenize(text, false, false).length != 1;
+      return parsed.length == 1
+          && parsed[0] == token
+          && model.tokenize(text, false, false).length != 1;
     }
 
     boolean at(int position) {

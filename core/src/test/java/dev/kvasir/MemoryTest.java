@@ -21,7 +21,8 @@ class MemoryTest {
   void residentMemoryFallsByTheEvictedBytes() throws IOException {
     // Nothing is dropped before the step after the prompt: the memory can be looked at in between.
     CachePolicy policy = CachePolicy.h2o(0.2).withMinimumTokens(PROMPT + 2);
-    SessionOptions options = TestModels.options().withContextSize(PROMPT + 200).withCachePolicy(policy);
+    SessionOptions options =
+        TestModels.options().withContextSize(PROMPT + 200).withCachePolicy(policy);
     try (Session session = TestModels.adaptive().newSession(options)) {
       session.evaluate(TestModels.proseTokens(PROMPT));
       session.evaluate(1);
@@ -47,7 +48,9 @@ class MemoryTest {
       session.evaluate(TestModels.proseTokens(600));
       long held = session.cacheReport().residentBytes();
       session.clear();
-      assertTrue(session.cacheReport().residentBytes() < held / 10, held + " and then " + session.cacheReport().residentBytes());
+      assertTrue(
+          session.cacheReport().residentBytes() < held / 10,
+          held + " and then " + session.cacheReport().residentBytes());
     }
   }
 

@@ -31,7 +31,11 @@ class ModelTest {
 
   @Test
   void devicesNameTheCpu() {
-    Device cpu = Devices.list().stream().filter(device -> device.type() == DeviceType.CPU).findFirst().orElseThrow();
+    Device cpu =
+        Devices.list().stream()
+            .filter(device -> device.type() == DeviceType.CPU)
+            .findFirst()
+            .orElseThrow();
     assertEquals("CPU", cpu.name());
     assertTrue(cpu.totalMemory() > 0);
     assertTrue(cpu.attentionPath().startsWith("native kernels ("), cpu.attentionPath());
@@ -40,7 +44,14 @@ class ModelTest {
   @Test
   void textSurvivesTokens() {
     Model model = TestModels.plain();
-    for (String text : List.of("", "a", " two  spaces", "line\nbreak\ttab", "caf\u00e9 \ud83d\ude00 \u65e5\u672c\u8a9e", TestModels.prose())) {
+    for (String text :
+        List.of(
+            "",
+            "a",
+            " two  spaces",
+            "line\nbreak\ttab",
+            "caf\u00e9 \ud83d\ude00 \u65e5\u672c\u8a9e",
+            TestModels.prose())) {
       assertEquals(text, model.detokenize(model.tokenize(text, false, false)));
     }
   }
@@ -113,7 +124,9 @@ class ModelTest {
     for (int i = 1; i < fractions.size(); i++) {
       assertTrue(fractions.get(i) >= fractions.get(i - 1));
     }
-    assertThrows(LoadCancelledException.class, () -> Model.load(TestModels.path(), watched.withProgress(fraction -> fraction < 0.3)));
+    assertThrows(
+        LoadCancelledException.class,
+        () -> Model.load(TestModels.path(), watched.withProgress(fraction -> fraction < 0.3)));
     assertThrows(
         ArithmeticException.class,
         () ->

@@ -50,19 +50,28 @@ class SessionTest {
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void aConversationIsTheRenderedTemplate(boolean adaptive) {
-    try (Session session = model(adaptive).newSession(TestModels.options().withMaxTokens(5).withSystemPrompt("You are terse."))) {
+    try (Session session =
+        model(adaptive)
+            .newSession(TestModels.options().withMaxTokens(5).withSystemPrompt("You are terse."))) {
       Reply first = session.chat("One?");
       first.text();
       Reply second = session.chat("Two?");
       second.text();
       int position = session.position();
       Model model = session.model();
-      String opening = "<|im_start|>system\nYou are terse.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n";
+      String opening =
+          "<|im_start|>system\nYou are terse.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n";
       String next = "<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n";
-      // The token that ends a generation is not decoded, and the last one of an answer that was cut off waits for the next prompt.
+      // The token that ends a generation is not decoded, and the last one of an answer that was cut
+      // off waits for the next prompt.
       int firstAnswer = shown(first);
       int secondAnswer = second.statistics().generatedTokens() - 1;
-      assertEquals(model.tokenize(opening, false, true).length + firstAnswer + model.tokenize(next, false, true).length + secondAnswer, position);
+      assertEquals(
+          model.tokenize(opening, false, true).length
+              + firstAnswer
+              + model.tokenize(next, false, true).length
+              + secondAnswer,
+          position);
     }
   }
 
@@ -101,7 +110,9 @@ class SessionTest {
       reply.text();
       ReplyStatistics statistics = reply.statistics();
       assertEquals(24, statistics.generatedTokens());
-      assertEquals(session.model().tokenize("One, two, three,", false, false).length, statistics.promptTokens());
+      assertEquals(
+          session.model().tokenize("One, two, three,", false, false).length,
+          statistics.promptTokens());
       assertEquals(Optional.of(StopReason.MAX_TOKENS), statistics.stopReason());
       assertTrue(statistics.prefillNanos() > 0 && statistics.decodeNanos() > 0);
       assertTrue(statistics.prefillTokensPerSecond() > 0 && statistics.decodeTokensPerSecond() > 0);
@@ -119,7 +130,8 @@ class SessionTest {
     int from = whole.length() / 2;
     String stop = whole.substring(from, from + 9);
     int first = whole.indexOf(stop);
-    try (Session session = TestModels.adaptive().newSession(options.withStopSequences("never there", stop))) {
+    try (Session session =
+        TestModels.adaptive().newSession(options.withStopSequences("never there", stop))) {
       Reply reply = session.complete("Count: one, two, three, four,");
       StringBuilder text = new StringBuilder();
       for (String piece : reply) {
@@ -134,7 +146,8 @@ class SessionTest {
 
   @Test
   void anEndOfGenerationTokenEndsTheReply() {
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withMaxTokens(200))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(200))) {
       Reply reply = session.chat("Answer with the single word yes.");
       String text = reply.text();
       assertEquals(Optional.of(StopReason.END_OF_GENERATION), reply.statistics().stopReason());
@@ -145,7 +158,8 @@ class SessionTest {
   @Test
   void piecesAreWholeCodePoints() {
     String text = "\ud83d\ude00".repeat(16);
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withMaxTokens(30))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(30))) {
       StringBuilder all = new StringBuilder();
       for (String piece : session.complete(text)) {
         assertFalse(Character.isHighSurrogate(piece.charAt(piece.length() - 1)), piece);
@@ -159,7 +173,8 @@ class SessionTest {
 
   @Test
   void aCancelledReplyLeavesTheSessionUsable() throws InterruptedException {
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withMaxTokens(500))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(500))) {
       Reply reply = session.chat("Tell me a long story about a fox.");
       Iterator<String> pieces = reply.iterator();
       pieces.next();
@@ -185,14 +200,16 @@ class SessionTest {
       untouched.evaluate(start);
       Reply reply = session.complete(TestModels.prose().substring(0, 3500));
       // After the first operations of the first batch, in the middle of a graph.
-      Thread other = Thread.startVirtualThread(() -> {
-        try {
-          Thread.sleep(50);
-        } catch (InterruptedException e) {
-          Thread.currentThread().interrupt();
-        }
-        reply.cancel();
-      });
+      Thread other =
+          Thread.startVirtualThread(
+              () -> {
+                try {
+                  Thread.sleep(50);
+                } catch (InterruptedException e) {
+                  Thread.currentThread().interrupt();
+                }
+                reply.cancel();
+              });
       assertEquals("", reply.text());
       other.join();
       assertEquals(Optional.of(StopReason.CANCELLED), reply.statistics().stopReason());
@@ -272,12 +289,14 @@ class SessionTest {
             Thread.currentThread().interrupt();
           }
         };
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withPrefillListener(holdUp))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withPrefillListener(holdUp))) {
       Thread first = new Thread(() -> session.evaluate(TestModels.proseTokens(10)), "first");
       first.start();
       inside.await();
       try {
-        SessionStateException refused = assertThrows(SessionStateException.class, () -> session.evaluate(1));
+        SessionStateException refused =
+            assertThrows(SessionStateException.class, () -> session.evaluate(1));
         assertTrue(refused.getMessage().contains("\"first\""), refused.getMessage());
         assertThrows(SessionStateException.class, session::position);
         assertThrows(SessionStateException.class, session::logits);
@@ -299,7 +318,8 @@ class SessionTest {
   void aListenerMustNotCallItsSession() {
     AtomicReference<Session> self = new AtomicReference<>();
     PrefillListener nosy = (done, total) -> self.get().position();
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withPrefillListener(nosy))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withPrefillListener(nosy))) {
       self.set(session);
       assertThrows(SessionStateException.class, () -> session.evaluate(TestModels.proseTokens(10)));
       // What a listener throws ends the prefill, which is rolled back.
@@ -349,14 +369,17 @@ class SessionTest {
       session.evaluate(TestModels.proseTokens(200));
       float[] logits = session.logits();
       assertThrows(ContextFullException.class, () -> session.evaluate(TestModels.proseTokens(57)));
-      assertThrows(ContextFullException.class, () -> session.evaluateAllLogits(TestModels.proseTokens(57), (index, row) -> {}));
+      assertThrows(
+          ContextFullException.class,
+          () -> session.evaluateAllLogits(TestModels.proseTokens(57), (index, row) -> {}));
       assertThrows(ContextFullException.class, () -> session.chat(TestModels.prose()));
       assertThrows(ContextFullException.class, () -> session.complete(TestModels.prose()));
       assertEquals(200, session.position());
       assertArrayEquals(logits, session.logits());
       session.evaluate(TestModels.proseTokens(56));
       assertEquals(256, session.position());
-      ContextFullException full = assertThrows(ContextFullException.class, () -> session.evaluate(1));
+      ContextFullException full =
+          assertThrows(ContextFullException.class, () -> session.evaluate(1));
       assertTrue(full.getMessage().contains("256"), full.getMessage());
       // A token can still be drawn, but not be decoded.
       Reply reply = session.complete("");
@@ -371,7 +394,8 @@ class SessionTest {
 
   @Test
   void aReplyEndsWhenTheContextIsFull() {
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withContextSize(256))) {
+    try (Session session =
+        TestModels.adaptive().newSession(TestModels.options().withContextSize(256))) {
       session.evaluate(TestModels.proseTokens(240));
       Reply reply = session.complete("");
       reply.text();
@@ -386,7 +410,8 @@ class SessionTest {
   @ValueSource(booleans = {true, false})
   void allLogitsAreThoseOfTheTokensOneByOne(boolean adaptive) {
     int[] tokens = TestModels.proseTokens(90);
-    // A batch and single tokens take different matrix kernels, whose rounding the quantised weights magnify.
+    // A batch and single tokens take different matrix kernels, whose rounding the quantised weights
+    // magnify.
     double tolerance = 0.05;
     try (Session bulk = model(adaptive).newSession(TestModels.options().withMicroBatchSize(32));
         Session single = model(adaptive).newSession(TestModels.options())) {
@@ -411,7 +436,10 @@ class SessionTest {
 
   @Test
   void seedsDecideWhatIsDrawn() {
-    SessionOptions options = TestModels.options().withMaxTokens(20).withSampling(Sampling.defaults().withSeed(42).withTemperature(1.2f));
+    SessionOptions options =
+        TestModels.options()
+            .withMaxTokens(20)
+            .withSampling(Sampling.defaults().withSeed(42).withTemperature(1.2f));
     String text;
     try (Session session = TestModels.adaptive().newSession(options)) {
       text = session.complete("A list of words:").text();
@@ -421,7 +449,8 @@ class SessionTest {
     try (Session session = TestModels.adaptive().newSession(options)) {
       assertEquals(text, session.complete("A list of words:").text());
     }
-    try (Session session = TestModels.adaptive().newSession(options.withSampling(options.sampling().withSeed(43)))) {
+    try (Session session =
+        TestModels.adaptive().newSession(options.withSampling(options.sampling().withSeed(43)))) {
       assertNotEquals(text, session.complete("A list of words:").text());
     }
   }
@@ -443,7 +472,11 @@ class SessionTest {
   @Test
   void thePolicyOfAnUnmodifiedModelIsToKeepEverything() {
     InvalidOptionException refused =
-        assertThrows(InvalidOptionException.class, () -> TestModels.plain().newSession(TestModels.options().withCachePolicy(CachePolicy.fastgen())));
+        assertThrows(
+            InvalidOptionException.class,
+            () ->
+                TestModels.plain()
+                    .newSession(TestModels.options().withCachePolicy(CachePolicy.fastgen())));
     assertTrue(refused.getMessage().contains("adaptive cache"), refused.getMessage());
   }
 }

@@ -15,7 +15,10 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** A model whose layers have sliding windows: llama.cpp keeps their tokens in a smaller ring of cells. */
+/**
+ * A model whose layers have sliding windows: llama.cpp keeps their tokens in a smaller ring of
+ * cells.
+ */
 class SlidingWindowTest {
   private static final int WINDOW = 128;
 
@@ -64,7 +67,8 @@ class SlidingWindowTest {
 
   @Test
   void policiesRunOverTheRing() {
-    SessionOptions options = options().withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.5)));
+    SessionOptions options =
+        options().withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.5)));
     try (Session session = adaptive.newSession(options)) {
       session.evaluate(tokens(500, 3));
       assertTrue(session.profile().isPresent());

@@ -3,7 +3,10 @@ package dev.kvasir;
 import java.nio.file.Path;
 import java.util.Random;
 
-/** Small models with random weights: for architectures that the default model has not, and for comparisons that quantised weights would blur. */
+/**
+ * Small models with random weights: for architectures that the default model has not, and for
+ * comparisons that quantised weights would blur.
+ */
 public final class SyntheticModels {
   private static final int VOCABULARY = 3 + 256 + 64;
   private static final int EMBEDDING = 128;

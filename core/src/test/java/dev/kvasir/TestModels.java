@@ -27,7 +27,8 @@ public final class TestModels {
   public static Path path() {
     String path = System.getProperty("kvasir.test.model");
     if (path == null) {
-      throw new IllegalStateException("the system property kvasir.test.model must name the default model");
+      throw new IllegalStateException(
+          "the system property kvasir.test.model must name the default model");
     }
     return Path.of(path);
   }
@@ -59,13 +60,20 @@ public final class TestModels {
     return Arrays.copyOf(Prose.TOKENS, count);
   }
 
-  /** Threads that the tests decode with; more than there are idle cores make llama.cpp's barriers very slow. */
+  /**
+   * Threads that the tests decode with; more than there are idle cores make llama.cpp's barriers
+   * very slow.
+   */
   public static int threads() {
-    return Integer.getInteger("kvasir.test.threads", Math.min(2, Runtime.getRuntime().availableProcessors()));
+    return Integer.getInteger(
+        "kvasir.test.threads", Math.min(2, Runtime.getRuntime().availableProcessors()));
   }
 
   /** Greedy, small and deterministic. */
   public static SessionOptions options() {
-    return SessionOptions.defaults().withContextSize(1024).withSampling(Sampling.greedy()).withThreads(threads());
+    return SessionOptions.defaults()
+        .withContextSize(1024)
+        .withSampling(Sampling.greedy())
+        .withThreads(threads());
   }
 }

@@ -11,8 +11,9 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * A model's chat format. The model's own Jinja template is rendered where libllama-common is at hand, otherwise llama.cpp recognises it among its built-in ones. Any thread may
- * use it while its model lives.
+ * A model's chat format. The model's own Jinja template is rendered where libllama-common is at
+ * hand, otherwise llama.cpp recognises it among its built-in ones. Any thread may use it while its
+ * model lives.
  */
 public final class ChatTemplate {
   // A text that no template treats in a special way and no conversation contains.
@@ -32,7 +33,8 @@ public final class ChatTemplate {
   }
 
   /**
-   * What a conversation that ends with a user message looks like, up to where the assistant begins to speak.
+   * What a conversation that ends with a user message looks like, up to where the assistant begins
+   * to speak.
    *
    * @throws UnsupportedModelException if the template cannot be rendered
    */
@@ -41,8 +43,9 @@ public final class ChatTemplate {
   }
 
   /**
-   * What follows in a conversation after the assistant's last words: the end of its turn, the new message, and the start of its next turn. What the assistant really said
-   * stands in the cache and is not rendered again, so that a template that rewrites it does no harm.
+   * What follows in a conversation after the assistant's last words: the end of its turn, the new
+   * message, and the start of its next turn. What the assistant really said stands in the cache and
+   * is not rendered again, so that a template that rewrites it does no harm.
    *
    * @param history ends with the assistant's message
    * @throws UnsupportedModelException if the template cannot be rendered
@@ -54,14 +57,16 @@ public final class ChatTemplate {
     String text = render(messages, true);
     int at = text.lastIndexOf(SENTINEL);
     if (at < 0) {
-      throw new UnsupportedModelException("The model's chat template leaves out what the assistant said, so that a conversation cannot be continued. Use Session.complete instead.");
+      throw new UnsupportedModelException(
+          "The model's chat template leaves out what the assistant said, so that a conversation cannot be continued. Use Session.complete instead.");
     }
     return text.substring(at + SENTINEL.length());
   }
 
   /**
-   * The token sequences that the template puts around messages, each from one control token up to the next. Single tokens are left out: a control token is special anyway, and
-   * a lone line break is no marker.
+   * The token sequences that the template puts around messages, each from one control token up to
+   * the next. Single tokens are left out: a control token is special anyway, and a lone line break
+   * is no marker.
    */
   public int[][] markers(Vocabulary vocabulary) {
     List<int[]> markers = new ArrayList<>();
@@ -75,7 +80,10 @@ public final class ChatTemplate {
     }
     addMarkers(plain, vocabulary, markers);
     try {
-      addMarkers(render(List.of(new ChatMessage(ChatMessage.SYSTEM, SENTINEL), user), true), vocabulary, markers);
+      addMarkers(
+          render(List.of(new ChatMessage(ChatMessage.SYSTEM, SENTINEL), user), true),
+          vocabulary,
+          markers);
     } catch (UnsupportedModelException e) {
       // some templates have no system role, and then no marker for it
     }
@@ -100,7 +108,9 @@ public final class ChatTemplate {
     for (int token : tokens) {
       blank &= vocabulary.textOf(token).isBlank();
     }
-    if (tokens.length > 1 && !blank && markers.stream().noneMatch(known -> java.util.Arrays.equals(known, tokens))) {
+    if (tokens.length > 1
+        && !blank
+        && markers.stream().noneMatch(known -> java.util.Arrays.equals(known, tokens))) {
       markers.add(tokens);
     }
   }
@@ -121,28 +131,46 @@ public final class ChatTemplate {
       long capacity = Math.min(Integer.MAX_VALUE - 8, 2 * characters + 4096);
       for (; ; ) {
         MemorySegment buffer = arena.allocate(capacity);
-        long length = jinja ? renderJinja(array, messages.size(), addAssistant, buffer, arena) : renderBuiltIn(template, array, messages.size(), addAssistant, buffer);
+        long length =
+            jinja
+                ? renderJinja(array, messages.size(), addAssistant, buffer, arena)
+                : renderBuiltIn(template, array, messages.size(), addAssistant, buffer);
         if (length <= capacity) {
-          return new String(buffer.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
+          return new String(
+              buffer.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
         }
         capacity = length;
       }
     }
   }
 
-  private long renderJinja(MemorySegment messages, int count, boolean addAssistant, MemorySegment buffer, Arena arena) {
+  private long renderJinja(
+      MemorySegment messages, int count, boolean addAssistant, MemorySegment buffer, Arena arena) {
     MemorySegment length = arena.allocate(ValueLayout.JAVA_LONG);
-    int status = NativeApi.kvasir_chat_apply(model, messages, count, addAssistant ? 1 : 0, buffer, buffer.byteSize(), length);
+    int status =
+        NativeApi.kvasir_chat_apply(
+            model, messages, count, addAssistant ? 1 : 0, buffer, buffer.byteSize(), length);
     if (!NativeStatus.ok(status)) {
-      throw new UnsupportedModelException("The model's chat template cannot render this conversation: " + NativeStatus.reason(status) + ". Session.complete works without it.");
+      throw new UnsupportedModelException(
+          "The model's chat template cannot render this conversation: "
+              + NativeStatus.reason(status)
+              + ". Session.complete works without it.");
     }
     return length.get(ValueLayout.JAVA_LONG, 0);
   }
 
-  private static long renderBuiltIn(MemorySegment template, MemorySegment messages, int count, boolean addAssistant, MemorySegment buffer) {
-    int length = NativeApi.llama_chat_apply_template(template, messages, count, addAssistant, buffer, (int) buffer.byteSize());
+  private static long renderBuiltIn(
+      MemorySegment template,
+      MemorySegment messages,
+      int count,
+      boolean addAssistant,
+      MemorySegment buffer) {
+    int length =
+        NativeApi.llama_chat_apply_template(
+            template, messages, count, addAssistant, buffer, (int) buffer.byteSize());
     if (length < 0) {
-      throw new UnsupportedModelException("The model's chat template is none of those that llama.cpp has built in. Session.complete works without it.");
+      throw new UnsupportedModelException(
+          "The model's chat template is none of those that llama.cpp has built in. Session.complete works without it.");
     }
     return length;
   }

@@ -27,7 +27,8 @@ public final class DeviceRegistry {
   }
 
   /**
-   * The device of that name, or for {@code auto} the first GPU that has room for the weights, else the CPU.
+   * The device of that name, or for {@code auto} the first GPU that has room for the weights, else
+   * the CPU.
    *
    * @param weightBytes size of the model file
    * @throws UnknownDeviceException if there is none of that name
@@ -38,7 +39,12 @@ public final class DeviceRegistry {
       return devices.stream()
           .filter(device -> device.type() == DeviceType.GPU && device.freeMemory() > weightBytes)
           .findFirst()
-          .orElseGet(() -> devices.stream().filter(device -> device.type() == DeviceType.CPU).findFirst().orElseThrow());
+          .orElseGet(
+              () ->
+                  devices.stream()
+                      .filter(device -> device.type() == DeviceType.CPU)
+                      .findFirst()
+                      .orElseThrow());
     }
     return devices.stream()
         .filter(device -> device.name().equalsIgnoreCase(name))
@@ -63,8 +69,17 @@ public final class DeviceRegistry {
       free = sizes.getAtIndex(ValueLayout.JAVA_LONG, 0);
       total = sizes.getAtIndex(ValueLayout.JAVA_LONG, 1);
     }
-    String path = type == DeviceType.CPU ? "native kernels (" + NativeApi.kvasir_cpu_kernels().getString(0) + ")" : "portable";
-    return new Device(NativeApi.ggml_backend_dev_name(device).getString(0), NativeApi.ggml_backend_dev_description(device).getString(0), type, total, free, path);
+    String path =
+        type == DeviceType.CPU
+            ? "native kernels (" + NativeApi.kvasir_cpu_kernels().getString(0) + ")"
+            : "portable";
+    return new Device(
+        NativeApi.ggml_backend_dev_name(device).getString(0),
+        NativeApi.ggml_backend_dev_description(device).getString(0),
+        type,
+        total,
+        free,
+        path);
   }
 
   private static DeviceType typeOf(int type) {

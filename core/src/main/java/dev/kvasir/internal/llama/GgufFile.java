@@ -13,7 +13,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 
-/** Looks at a model file before llama.cpp does, so that what is wrong with it can be said in one sentence. */
+/**
+ * Looks at a model file before llama.cpp does, so that what is wrong with it can be said in one
+ * sentence.
+ */
 final class GgufFile {
   private static final int MAGIC_BYTES = 4;
 
@@ -40,9 +43,17 @@ final class GgufFile {
       MemorySegment params = gguf_init_params.allocate(arena);
       gguf_init_params.no_alloc(params, true);
       gguf_init_params.ctx(params, MemorySegment.NULL);
-      MemorySegment gguf = NativeApi.gguf_init_from_file(arena.allocateFrom(file.toString()), params);
+      MemorySegment gguf =
+          NativeApi.gguf_init_from_file(arena.allocateFrom(file.toString()), params);
       if (gguf.address() == 0) {
-        throw new ModelLoadException("The header of the model file " + file + " (" + size + " bytes) is damaged or cut off" + because(NativeLog.errors()) + ". Fetch the file again.");
+        throw new ModelLoadException(
+            "The header of the model file "
+                + file
+                + " ("
+                + size
+                + " bytes) is damaged or cut off"
+                + because(NativeLog.errors())
+                + ". Fetch the file again.");
       }
       try {
         checkExtents(file, size, gguf);
@@ -62,15 +73,23 @@ final class GgufFile {
       if (size == 0) {
         throw new ModelLoadException("The model file " + file + " is empty.");
       }
-      if (magic.hasRemaining() || !new String(magic.array(), StandardCharsets.ISO_8859_1).equals("GGUF")) {
-        throw new ModelLoadException("The file " + file + " is no GGUF model: it does not start with \"GGUF\".");
+      if (magic.hasRemaining()
+          || !new String(magic.array(), StandardCharsets.ISO_8859_1).equals("GGUF")) {
+        throw new ModelLoadException(
+            "The file " + file + " is no GGUF model: it does not start with \"GGUF\".");
       }
       if (size < HEADER_BYTES) {
-        throw new ModelLoadException("The model file " + file + " is cut off: it has only " + size + " bytes. Fetch the file again.");
+        throw new ModelLoadException(
+            "The model file "
+                + file
+                + " is cut off: it has only "
+                + size
+                + " bytes. Fetch the file again.");
       }
       return size;
     } catch (IOException e) {
-      throw new ModelLoadException("The model file " + file + " cannot be read: " + e.getMessage(), e);
+      throw new ModelLoadException(
+          "The model file " + file + " cannot be read: " + e.getMessage(), e);
     }
   }
 
@@ -78,7 +97,10 @@ final class GgufFile {
     long data = NativeApi.gguf_get_data_offset(gguf);
     long tensors = NativeApi.gguf_get_n_tensors(gguf);
     for (long i = 0; i < tensors; i++) {
-      long end = data + NativeApi.gguf_get_tensor_offset(gguf, i) + NativeApi.gguf_get_tensor_size(gguf, i);
+      long end =
+          data
+              + NativeApi.gguf_get_tensor_offset(gguf, i)
+              + NativeApi.gguf_get_tensor_size(gguf, i);
       if (end < 0 || end > size) {
         throw new ModelLoadException(
             "The model file "

@@ -1,8 +1,9 @@
 package dev.kvasir.internal.llama;
 
 /**
- * The life of a native handle that several threads share: live; releasing, when it was closed but is still used; closed, when its memory is gone. Whoever uses the handle holds
- * it meanwhile, for the length of a call or of the life of a child.
+ * The life of a native handle that several threads share: live; releasing, when it was closed but
+ * is still used; closed, when its memory is gone. Whoever uses the handle holds it meanwhile, for
+ * the length of a call or of the life of a child.
  */
 final class HandleState {
   private final Runnable free;
@@ -34,7 +35,10 @@ final class HandleState {
     }
   }
 
-  /** Lets no one else hold the handle, and frees it now or when the last holder lets go. A second call does nothing. */
+  /**
+   * Lets no one else hold the handle, and frees it now or when the last holder lets go. A second
+   * call does nothing.
+   */
   void close() {
     boolean last;
     synchronized (this) {

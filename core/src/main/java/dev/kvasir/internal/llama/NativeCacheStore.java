@@ -14,8 +14,9 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
 /**
- * The store of one context. The slot tables of every head are read where the native code keeps them: their addresses are asked for once. Evictions are gathered off-heap, and
- * carried out by one call.
+ * The store of one context. The slot tables of every head are read where the native code keeps
+ * them: their addresses are asked for once. Evictions are gathered off-heap, and carried out by one
+ * call.
  */
 final class NativeCacheStore implements CacheStore {
   /** A session has one sequence, in one stream. */
@@ -29,7 +30,12 @@ final class NativeCacheStore implements CacheStore {
   private MemorySegment evictions;
   private int evictionCount;
 
-  private record HeadView(MemorySegment slots, MemorySegment cell, MemorySegment position, MemorySegment score, MemorySegment slotPlusOne) {}
+  private record HeadView(
+      MemorySegment slots,
+      MemorySegment cell,
+      MemorySegment position,
+      MemorySegment score,
+      MemorySegment slotPlusOne) {}
 
   NativeCacheStore(MemorySegment cache, Arena arena) {
     this.cache = cache;
@@ -60,7 +66,9 @@ final class NativeCacheStore implements CacheStore {
         allHeads += kvHeads;
         heads[layer] = new HeadView[kvHeads];
         for (int head = 0; head < kvHeads; head++) {
-          check(NativeApi.kvasir_cache_head(cache, layer, STREAM, head, view), "show head " + head + " of layer " + layer);
+          check(
+              NativeApi.kvasir_cache_head(cache, layer, STREAM, head, view),
+              "show head " + head + " of layer " + layer);
           heads[layer][head] =
               new HeadView(
                   kvasir_head_view.n_slots(view).reinterpret(Integer.BYTES),
@@ -134,7 +142,8 @@ final class NativeCacheStore implements CacheStore {
   @Override
   public void keep(int layer, int head, int[] slots, int count) {
     MemorySegment.copy(slots, 0, scratch, ValueLayout.JAVA_INT, 0, count);
-    check(NativeApi.kvasir_cache_keep(cache, layer, STREAM, head, scratch, count), "compact a head");
+    check(
+        NativeApi.kvasir_cache_keep(cache, layer, STREAM, head, scratch, count), "compact a head");
   }
 
   @Override
@@ -163,7 +172,9 @@ final class NativeCacheStore implements CacheStore {
 
   @Override
   public void track(int layer, int head, boolean on) {
-    check(NativeApi.kvasir_cache_track(cache, layer, STREAM, head, on ? 1 : 0), "track a head's scores");
+    check(
+        NativeApi.kvasir_cache_track(cache, layer, STREAM, head, on ? 1 : 0),
+        "track a head's scores");
   }
 
   @Override
@@ -188,14 +199,19 @@ final class NativeCacheStore implements CacheStore {
     try (Arena local = Arena.ofConfined()) {
       MemorySegment buckets = local.allocate(ValueLayout.JAVA_FLOAT, Math.max(1, into.length));
       MemorySegment queries = local.allocate(ValueLayout.JAVA_LONG);
-      check(NativeApi.kvasir_statistic_read(cache, layer, STREAM, head, buckets, MemorySegment.NULL, queries), "read the statistic of a head");
+      check(
+          NativeApi.kvasir_statistic_read(
+              cache, layer, STREAM, head, buckets, MemorySegment.NULL, queries),
+          "read the statistic of a head");
       MemorySegment.copy(buckets, ValueLayout.JAVA_FLOAT, 0, into, 0, into.length);
     }
   }
 
   @Override
   public void valueNorms(int layer, int head, int first, int count, float[] into) {
-    check(NativeApi.kvasir_cache_value_norms(cache, layer, STREAM, head, first, count, scratch), "measure value rows");
+    check(
+        NativeApi.kvasir_cache_value_norms(cache, layer, STREAM, head, first, count, scratch),
+        "measure value rows");
     MemorySegment.copy(scratch, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
   }
 

@@ -19,7 +19,8 @@ import java.util.function.BooleanSupplier;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A {@code llama_context} with one sequence, its batch, and its store. Holds its model. Used by one thread at a time; a decode step allocates nothing on the Java heap.
+ * A {@code llama_context} with one sequence, its batch, and its store. Holds its model. Used by one
+ * thread at a time; a decode step allocates nothing on the Java heap.
  */
 public final class NativeContext implements AutoCloseable {
   private static final int SEQUENCE = 0;
@@ -78,7 +79,10 @@ public final class NativeContext implements AutoCloseable {
     arena = sessionArena;
     memory = NativeApi.llama_get_memory(context);
     cells = NativeApi.llama_n_ctx(context);
-    capacity = options.contextSize() == 0 ? Math.min(cells, model.trainedContext()) : Math.min(cells, options.contextSize());
+    capacity =
+        options.contextSize() == 0
+            ? Math.min(cells, model.trainedContext())
+            : Math.min(cells, options.contextSize());
     batchSize = NativeApi.llama_n_batch(context);
     microBatchSize = NativeApi.llama_n_ubatch(context);
     store = cache.address() == 0 ? null : new NativeCacheStore(cache, arena);
@@ -97,27 +101,45 @@ public final class NativeContext implements AutoCloseable {
     abortStub = ggml_abort_callback.allocate(this::shallAbort, arena);
   }
 
-  private static MemorySegment[] create(NativeModel model, SessionOptions options, int keyType, int valueType) {
+  private static MemorySegment[] create(
+      NativeModel model, SessionOptions options, int keyType, int valueType) {
     NativeLog.clearErrors();
     try (Arena local = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_context_default_params(local);
       int threads = options.threads() > 0 ? options.threads() : defaultThreads();
-      llama_context_params.n_ctx(params, options.contextSize() == 0 ? model.trainedContext() : options.contextSize());
+      llama_context_params.n_ctx(
+          params, options.contextSize() == 0 ? model.trainedContext() : options.contextSize());
       llama_context_params.n_batch(params, options.batchSize());
-      llama_context_params.n_ubatch(params, Math.min(options.batchSize(), options.microBatchSize()));
+      llama_context_params.n_ubatch(
+          params, Math.min(options.batchSize(), options.microBatchSize()));
       llama_context_params.n_seq_max(params, 1);
       llama_context_params.n_threads(params, threads);
-      llama_context_params.n_threads_batch(params, options.batchThreads() > 0 ? options.batchThreads() : threads);
+      llama_context_params.n_threads_batch(
+          params, options.batchThreads() > 0 ? options.batchThreads() : threads);
       llama_context_params.type_k(params, keyType);
       llama_context_params.type_v(params, valueType);
       llama_context_params.swa_full(params, false);
       boolean flash = model.adaptive() || options.flashAttention();
-      llama_context_params.flash_attn_type(params, flash ? NativeApi.LLAMA_FLASH_ATTN_TYPE_ENABLED() : NativeApi.LLAMA_FLASH_ATTN_TYPE_DISABLED());
+      llama_context_params.flash_attn_type(
+          params,
+          flash
+              ? NativeApi.LLAMA_FLASH_ATTN_TYPE_ENABLED()
+              : NativeApi.LLAMA_FLASH_ATTN_TYPE_DISABLED());
       MemorySegment context = local.allocate(NativeApi.C_POINTER);
       MemorySegment cache = local.allocate(NativeApi.C_POINTER);
-      int attention = options.attention() == Attention.PORTABLE ? NativeApi.KVASIR_ATTENTION_PORTABLE() : NativeApi.KVASIR_ATTENTION_NATIVE();
-      int status = NativeApi.kvasir_context_new(model.handle(), params, attention, context, model.adaptive() ? cache : MemorySegment.NULL);
-      if (status == NativeApi.KVASIR_UNSUPPORTED() || status == NativeApi.KVASIR_NOT_INTERCEPTED()) {
+      int attention =
+          options.attention() == Attention.PORTABLE
+              ? NativeApi.KVASIR_ATTENTION_PORTABLE()
+              : NativeApi.KVASIR_ATTENTION_NATIVE();
+      int status =
+          NativeApi.kvasir_context_new(
+              model.handle(),
+              params,
+              attention,
+              context,
+              model.adaptive() ? cache : MemorySegment.NULL);
+      if (status == NativeApi.KVASIR_UNSUPPORTED()
+          || status == NativeApi.KVASIR_NOT_INTERCEPTED()) {
         throw new UnsupportedModelException(
             "The adaptive cache has no path for this session on the model "
                 + model.file()
@@ -126,13 +148,24 @@ public final class NativeContext implements AutoCloseable {
                 + ". Without the adaptive cache (ModelOptions.withAdaptiveCache(false)) llama.cpp may run it.");
       }
       if (!NativeStatus.ok(status)) {
-        throw new InvalidOptionException("llama.cpp cannot open a session with these options on the model " + model.file() + ": " + NativeStatus.reason(status) + ".");
+        throw new InvalidOptionException(
+            "llama.cpp cannot open a session with these options on the model "
+                + model.file()
+                + ": "
+                + NativeStatus.reason(status)
+                + ".");
       }
-      return new MemorySegment[] {context.get(NativeApi.C_POINTER, 0), model.adaptive() ? cache.get(NativeApi.C_POINTER, 0) : MemorySegment.NULL};
+      return new MemorySegment[] {
+        context.get(NativeApi.C_POINTER, 0),
+        model.adaptive() ? cache.get(NativeApi.C_POINTER, 0) : MemorySegment.NULL
+      };
     }
   }
 
-  /** All processors of a small machine; half of those of a larger one, where they are likely to be two threads of one core. */
+  /**
+   * All processors of a small machine; half of those of a larger one, where they are likely to be
+   * two threads of one core.
+   */
   private static int defaultThreads() {
     int processors = Runtime.getRuntime().availableProcessors();
     return processors <= 4 ? processors : processors / 2;
@@ -166,10 +199,14 @@ public final class NativeContext implements AutoCloseable {
     return Optional.ofNullable(store);
   }
 
-  /** Decodes are given up when this says so, until another condition is set; null: never. It is asked between two operations of a graph, on the thread that decodes. */
+  /**
+   * Decodes are given up when this says so, until another condition is set; null: never. It is
+   * asked between two operations of a graph, on the thread that decodes.
+   */
   public void abortWhen(@Nullable BooleanSupplier condition) {
     abort = condition;
-    NativeApi.llama_set_abort_callback(context, condition == null ? MemorySegment.NULL : abortStub, MemorySegment.NULL);
+    NativeApi.llama_set_abort_callback(
+        context, condition == null ? MemorySegment.NULL : abortStub, MemorySegment.NULL);
   }
 
   private boolean shallAbort(MemorySegment data) {
@@ -219,19 +256,35 @@ public final class NativeContext implements AutoCloseable {
       return Outcome.ABORTED;
     }
     throw new DecodeException(
-        "llama.cpp failed to decode " + count + " tokens from position " + position + " on (code " + code + "): " + NativeStatus.reason(status) + ".");
+        "llama.cpp failed to decode "
+            + count
+            + " tokens from position "
+            + position
+            + " on (code "
+            + code
+            + "): "
+            + NativeStatus.reason(status)
+            + ".");
   }
 
-  /** Takes everything from a position on out of the memory; false when a sliding window has moved on, and what comes before is no longer whole. */
+  /**
+   * Takes everything from a position on out of the memory; false when a sliding window has moved
+   * on, and what comes before is no longer whole.
+   */
   public boolean truncate(int position) {
     NativeApi.llama_memory_seq_rm(memory, SEQUENCE, position, -1);
-    boolean whole = model.window() == 0 || position == 0 || reachesBackTo(position - model.window());
+    boolean whole =
+        model.window() == 0 || position == 0 || reachesBackTo(position - model.window());
     if (cache.address() != 0) {
       if (model.window() == 0) {
         // With one sequence and nothing reused, cells are positions.
         int status = NativeApi.kvasir_cache_truncate(cache, 0, position);
         if (!NativeStatus.ok(status)) {
-          throw new KvasirException("The cache could not be cut at position " + position + ": " + NativeStatus.reason(status));
+          throw new KvasirException(
+              "The cache could not be cut at position "
+                  + position
+                  + ": "
+                  + NativeStatus.reason(status));
         }
       } else {
         dropFrom(position);
@@ -271,11 +324,15 @@ public final class NativeContext implements AutoCloseable {
     }
   }
 
-  /** The logits of the last decoded token, or of the token at an index of the last batch; valid until the next decode. */
+  /**
+   * The logits of the last decoded token, or of the token at an index of the last batch; valid
+   * until the next decode.
+   */
   public MemorySegment logits(int index) {
     MemorySegment logits = NativeApi.llama_get_logits_ith(context, index);
     if (logits.address() == 0) {
-      throw new KvasirException("llama.cpp has no logits for token " + index + " of the last batch.");
+      throw new KvasirException(
+          "llama.cpp has no logits for token " + index + " of the last batch.");
     }
     return logits.reinterpret((long) model.vocabulary().size() * Float.BYTES);
   }

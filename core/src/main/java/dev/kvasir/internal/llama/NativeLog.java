@@ -11,16 +11,21 @@ import java.util.Deque;
 import java.util.List;
 
 /**
- * llama.cpp's and ggml's log channels, as the loggers {@code dev.kvasir.llama} and {@code dev.kvasir.ggml}. The channels are far chattier than Java's: what they call info is
- * debug here.
+ * llama.cpp's and ggml's log channels, as the loggers {@code dev.kvasir.llama} and {@code
+ * dev.kvasir.ggml}. The channels are far chattier than Java's: what they call info is debug here.
  *
- * <p>The last error lines of each thread are kept, so that an exception can say what llama.cpp said.
+ * <p>The last error lines of each thread are kept, so that an exception can say what llama.cpp
+ * said.
  */
 final class NativeLog {
   private static final int ERRORS_KEPT = 8;
 
-  /** A warning about the very overrides with which {@link NativeModel} keeps the weights on the CPU: no one else can act on it. */
-  private static final String OVERRIDES_WARNING = "tensor overrides to CPU are used with mmap enabled";
+  /**
+   * A warning about the very overrides with which {@link NativeModel} keeps the weights on the CPU:
+   * no one else can act on it.
+   */
+  private static final String OVERRIDES_WARNING =
+      "tensor overrides to CPU are used with mmap enabled";
 
   private static final ThreadLocal<Deque<String>> ERRORS = ThreadLocal.withInitial(ArrayDeque::new);
 
@@ -63,7 +68,8 @@ final class NativeLog {
     }
 
     private void accept(int level, MemorySegment text, MemorySegment userData) {
-      // An exception that leaves an upcall ends the JVM; a lost log line is the smaller evil, whatever the cause.
+      // An exception that leaves an upcall ends the JVM; a lost log line is the smaller evil,
+      // whatever the cause.
       try {
         accept(level, text.getString(0));
       } catch (Throwable ignored) {

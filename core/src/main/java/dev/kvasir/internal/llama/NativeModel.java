@@ -22,7 +22,10 @@ import java.nio.file.Path;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
-/** A loaded {@code llama_model}, with what is worth knowing of it read out once. Shared between threads. */
+/**
+ * A loaded {@code llama_model}, with what is worth knowing of it read out once. Shared between
+ * threads.
+ */
 public final class NativeModel implements AutoCloseable {
   /** More layers than any model has: all of them. */
   private static final int ALL_LAYERS = 999;
@@ -50,7 +53,8 @@ public final class NativeModel implements AutoCloseable {
     this.state = new HandleState(() -> NativeApi.llama_model_free(model));
     this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
     MemorySegment template = NativeApi.llama_model_chat_template(model, MemorySegment.NULL);
-    this.chatTemplate = template.address() == 0 ? null : new ChatTemplate(model, template.getString(0));
+    this.chatTemplate =
+        template.address() == 0 ? null : new ChatTemplate(model, template.getString(0));
     this.description = describe(model);
     this.parameters = NativeApi.llama_model_n_params(model);
     this.bytes = NativeApi.llama_model_size(model);
@@ -68,15 +72,19 @@ public final class NativeModel implements AutoCloseable {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_model_default_params(arena);
       placeOn(device, options, params, arena);
-      llama_model_params.load_mode(params, options.useMmap() ? NativeApi.LLAMA_LOAD_MODE_AUTO() : NativeApi.LLAMA_LOAD_MODE_NONE());
+      llama_model_params.load_mode(
+          params,
+          options.useMmap() ? NativeApi.LLAMA_LOAD_MODE_AUTO() : NativeApi.LLAMA_LOAD_MODE_NONE());
       Progress progress = new Progress(options.progress());
-      llama_model_params.progress_callback(params, llama_progress_callback.allocate(progress::loaded, arena));
+      llama_model_params.progress_callback(
+          params, llama_progress_callback.allocate(progress::loaded, arena));
       MemorySegment result = arena.allocate(NativeApi.C_POINTER);
       int status = NativeApi.kvasir_model_load(arena.allocateFrom(file.toString()), params, result);
       progress.rethrow(file);
       MemorySegment model = result.get(NativeApi.C_POINTER, 0);
       if (!NativeStatus.ok(status) || model.address() == 0) {
-        throw new ModelLoadException("llama.cpp cannot load the model " + file + ": " + NativeStatus.reason(status) + ".");
+        throw new ModelLoadException(
+            "llama.cpp cannot load the model " + file + ": " + NativeStatus.reason(status) + ".");
       }
       try {
         requireAttentionCache(model, file);
@@ -88,7 +96,8 @@ public final class NativeModel implements AutoCloseable {
     }
   }
 
-  private static void placeOn(Device device, ModelOptions options, MemorySegment params, Arena arena) {
+  private static void placeOn(
+      Device device, ModelOptions options, MemorySegment params, Arena arena) {
     MemorySegment devices = arena.allocate(NativeApi.C_POINTER, 2);
     llama_model_params.devices(params, devices);
     boolean cpu = device.type() == DeviceType.CPU;
@@ -97,11 +106,17 @@ public final class NativeModel implements AutoCloseable {
       MemorySegment proxy = arena.allocate(NativeApi.C_POINTER);
       int status = NativeApi.kvasir_device(name, proxy);
       if (!NativeStatus.ok(status)) {
-        throw new NativeLibraryException("The adaptive cache cannot use the device " + device.name() + ": " + NativeStatus.reason(status) + ".");
+        throw new NativeLibraryException(
+            "The adaptive cache cannot use the device "
+                + device.name()
+                + ": "
+                + NativeStatus.reason(status)
+                + ".");
       }
       devices.setAtIndex(NativeApi.C_POINTER, 0, proxy.get(NativeApi.C_POINTER, 0));
       if (cpu) {
-        // llama.cpp takes the proxy for a GPU and would put the weights into its buffer type, where the CPU backend's repacked layouts are not offered.
+        // llama.cpp takes the proxy for a GPU and would put the weights into its buffer type, where
+        // the CPU backend's repacked layouts are not offered.
         MemorySegment overrides = llama_model_tensor_buft_override.allocateArray(2, arena);
         llama_model_tensor_buft_override.pattern(overrides, arena.allocateFrom(".*"));
         llama_model_tensor_buft_override.buft(overrides, NativeApi.ggml_backend_cpu_buffer_type());
@@ -111,7 +126,8 @@ public final class NativeModel implements AutoCloseable {
       devices.setAtIndex(NativeApi.C_POINTER, 0, NativeApi.ggml_backend_dev_by_name(name));
     }
     boolean onDevice = options.adaptiveCache() || !cpu;
-    llama_model_params.n_gpu_layers(params, !onDevice ? 0 : cpu || options.gpuLayers() < 0 ? ALL_LAYERS : options.gpuLayers());
+    llama_model_params.n_gpu_layers(
+        params, !onDevice ? 0 : cpu || options.gpuLayers() < 0 ? ALL_LAYERS : options.gpuLayers());
   }
 
   private static void requireAttentionCache(MemorySegment model, Path file) {
@@ -120,13 +136,22 @@ public final class NativeModel implements AutoCloseable {
       kind = "a recurrent model: it has no KV cache";
     } else if (NativeApi.llama_model_is_hybrid(model)) {
       kind = "a hybrid model: a part of its memory is recurrent, and cannot be compressed";
-    } else if (NativeApi.llama_model_has_encoder(model) || !NativeApi.llama_model_has_decoder(model)) {
+    } else if (NativeApi.llama_model_has_encoder(model)
+        || !NativeApi.llama_model_has_decoder(model)) {
       kind = "an encoder model: it does not generate text from a KV cache";
-    } else if (NativeApi.llama_vocab_type(NativeApi.llama_model_get_vocab(model)) == NativeApi.LLAMA_VOCAB_TYPE_NONE()) {
+    } else if (NativeApi.llama_vocab_type(NativeApi.llama_model_get_vocab(model))
+        == NativeApi.LLAMA_VOCAB_TYPE_NONE()) {
       kind = "a model without a vocabulary";
     }
     if (kind != null) {
-      throw new UnsupportedModelException("The model " + file + " (" + describe(model) + ") is " + kind + ". Kvasir runs decoder models with attention in every layer.");
+      throw new UnsupportedModelException(
+          "The model "
+              + file
+              + " ("
+              + describe(model)
+              + ") is "
+              + kind
+              + ". Kvasir runs decoder models with attention in every layer.");
     }
   }
 
@@ -142,11 +167,15 @@ public final class NativeModel implements AutoCloseable {
     try {
       return Files.size(file);
     } catch (IOException e) {
-      throw new ModelLoadException("The model file " + file + " cannot be read: " + e.getMessage(), e);
+      throw new ModelLoadException(
+          "The model file " + file + " cannot be read: " + e.getMessage(), e);
     }
   }
 
-  /** Hands llama.cpp's progress on. An exception must not leave the upcall: it ends the loading, and is thrown afterwards. */
+  /**
+   * Hands llama.cpp's progress on. An exception must not leave the upcall: it ends the loading, and
+   * is thrown afterwards.
+   */
   private static final class Progress {
     private final @Nullable LoadListener listener;
     private boolean cancelled;
@@ -177,7 +206,8 @@ public final class NativeModel implements AutoCloseable {
         case Throwable e -> throw new IllegalStateException("the progress listener failed", e);
       }
       if (cancelled) {
-        throw new LoadCancelledException("Loading " + file + " was cancelled by its progress listener.");
+        throw new LoadCancelledException(
+            "Loading " + file + " was cancelled by its progress listener.");
       }
     }
   }

@@ -7,7 +7,10 @@ import dev.kvasir.bindings.generated.NativeApi;
 import java.lang.foreign.Arena;
 import org.jspecify.annotations.Nullable;
 
-/** The native libraries of this JVM: loaded, connected to the loggers and initialised once, by the first that asks. */
+/**
+ * The native libraries of this JVM: loaded, connected to the loggers and initialised once, by the
+ * first that asks.
+ */
 public final class NativeRuntime {
   private static boolean started;
   private static @Nullable String failure;
@@ -32,7 +35,8 @@ public final class NativeRuntime {
     } catch (NativeLoadException e) {
       throw new NativeLibraryException(e.getMessage(), e);
     }
-    // From here on the process has changed, and a second attempt could not do better than the first.
+    // From here on the process has changed, and a second attempt could not do better than the
+    // first.
     try {
       initialise(libraries);
       started = true;
@@ -46,11 +50,17 @@ public final class NativeRuntime {
     NativeLog.install();
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
-      NativeApi.ggml_backend_load_all_from_path(arena.allocateFrom(libraries.directory().toString()));
+      NativeApi.ggml_backend_load_all_from_path(
+          arena.allocateFrom(libraries.directory().toString()));
     }
     NativeApi.llama_backend_init();
-    if (NativeApi.ggml_backend_dev_by_type(NativeApi.GGML_BACKEND_DEVICE_TYPE_CPU()).address() == 0) {
-      throw new NativeLibraryException("No CPU backend of ggml can run on this machine from " + libraries.directory() + ": " + String.join("; ", NativeLog.errors()));
+    if (NativeApi.ggml_backend_dev_by_type(NativeApi.GGML_BACKEND_DEVICE_TYPE_CPU()).address()
+        == 0) {
+      throw new NativeLibraryException(
+          "No CPU backend of ggml can run on this machine from "
+              + libraries.directory()
+              + ": "
+              + String.join("; ", NativeLog.errors()));
     }
     int status = NativeApi.kvasir_init();
     if (!NativeStatus.ok(status)) {

@@ -30,7 +30,10 @@ final class NativeStatus {
     return "failed";
   }
 
-  /** Why the last call of this thread failed: Kvasir's own text, then what llama.cpp logged as an error meanwhile. */
+  /**
+   * Why the last call of this thread failed: Kvasir's own text, then what llama.cpp logged as an
+   * error meanwhile.
+   */
   static String reason(int status) {
     List<String> parts = new ArrayList<>();
     MemorySegment text = NativeApi.kvasir_last_error();

@@ -10,17 +10,24 @@ import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
 
-/** What llama.cpp's own KV cache holds. It cannot be asked: the figures follow from the model's header, as if all layers were alike and none had a sliding window. */
+/**
+ * What llama.cpp's own KV cache holds. It cannot be asked: the figures follow from the model's
+ * header, as if all layers were alike and none had a sliding window.
+ */
 public final class PlainCache {
   private PlainCache() {}
 
-  /** The report of a session without the adaptive cache. Its memory is allocated for the whole context at once. */
+  /**
+   * The report of a session without the adaptive cache. Its memory is allocated for the whole
+   * context at once.
+   */
   public static CacheReport report(NativeContext context, SessionOptions options, int position) {
     MemorySegment model = context.model().handle();
     int kvHeads = NativeApi.llama_model_n_head_kv(model);
     int width = NativeApi.llama_model_n_embd(model) / NativeApi.llama_model_n_head(model);
     long slotBytes =
-        rowBytes(options.keyType(), headDimension(model, "key_length", width)) + rowBytes(options.valueType(), headDimension(model, "value_length", width));
+        rowBytes(options.keyType(), headDimension(model, "key_length", width))
+            + rowBytes(options.valueType(), headDimension(model, "value_length", width));
     List<HeadUse> heads = new ArrayList<>();
     for (int layer = 0; layer < context.model().layers(); layer++) {
       for (int head = 0; head < kvHeads; head++) {
@@ -38,11 +45,15 @@ public final class PlainCache {
   private static int headDimension(MemorySegment model, String key, int otherwise) {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment value = arena.allocate(128);
-      if (NativeApi.llama_model_meta_val_str(model, arena.allocateFrom("general.architecture"), value, value.byteSize()) < 0) {
+      if (NativeApi.llama_model_meta_val_str(
+              model, arena.allocateFrom("general.architecture"), value, value.byteSize())
+          < 0) {
         return otherwise;
       }
       String name = value.getString(0) + ".attention." + key;
-      int length = NativeApi.llama_model_meta_val_str(model, arena.allocateFrom(name), value, value.byteSize());
+      int length =
+          NativeApi.llama_model_meta_val_str(
+              model, arena.allocateFrom(name), value, value.byteSize());
       return length < 0 ? otherwise : Integer.parseInt(value.getString(0));
     }
   }

@@ -14,14 +14,23 @@ public final class SamplerChain implements AutoCloseable {
   /** Makes the chain. */
   public SamplerChain(Sampling sampling, int vocabularySize) {
     try (Arena arena = Arena.ofConfined()) {
-      chain = NativeApi.llama_sampler_chain_init(NativeApi.llama_sampler_chain_default_params(arena));
+      chain =
+          NativeApi.llama_sampler_chain_init(NativeApi.llama_sampler_chain_default_params(arena));
     }
-    boolean penalised = sampling.penaltyWindow() > 0 && (sampling.repeatPenalty() != 1 || sampling.frequencyPenalty() != 0 || sampling.presencePenalty() != 0);
+    boolean penalised =
+        sampling.penaltyWindow() > 0
+            && (sampling.repeatPenalty() != 1
+                || sampling.frequencyPenalty() != 0
+                || sampling.presencePenalty() != 0);
     penalties =
         penalised
             ? add(
                 NativeApi.llama_sampler_init_penalties(
-                    vocabularySize, sampling.penaltyWindow(), sampling.repeatPenalty(), sampling.frequencyPenalty(), sampling.presencePenalty()))
+                    vocabularySize,
+                    sampling.penaltyWindow(),
+                    sampling.repeatPenalty(),
+                    sampling.frequencyPenalty(),
+                    sampling.presencePenalty()))
             : MemorySegment.NULL;
     if (sampling.temperature() <= 0) {
       add(NativeApi.llama_sampler_init_greedy());

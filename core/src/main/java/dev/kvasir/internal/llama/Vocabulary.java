@@ -10,8 +10,9 @@ import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /**
- * A model's vocabulary. The bytes and attributes of its entries are copied once, so that looking at a token costs no native call; splitting text into tokens is llama.cpp's.
- * Any thread may use it while its model lives.
+ * A model's vocabulary. The bytes and attributes of its entries are copied once, so that looking at
+ * a token costs no native call; splitting text into tokens is llama.cpp's. Any thread may use it
+ * while its model lives.
  */
 public final class Vocabulary {
   private static final byte CONTROL = 1;
@@ -77,7 +78,12 @@ public final class Vocabulary {
       flags[token] = flag;
       if (control || (flag & END_OF_GENERATION) != 0) {
         kinds[token] = TokenKinds.SPECIAL;
-      } else if (isPunctuation(new String(bytes, offsets[token], offsets[token + 1] - offsets[token], StandardCharsets.UTF_8))) {
+      } else if (isPunctuation(
+          new String(
+              bytes,
+              offsets[token],
+              offsets[token + 1] - offsets[token],
+              StandardCharsets.UTF_8))) {
         kinds[token] = TokenKinds.PUNCTUATION;
       }
     }
@@ -107,7 +113,8 @@ public final class Vocabulary {
           Character.CURRENCY_SYMBOL,
           Character.MODIFIER_SYMBOL,
           Character.OTHER_SYMBOL ->
-          // A byte that is only a part of a code point decodes to U+FFFD, which is a symbol by its category.
+          // A byte that is only a part of a code point decodes to U+FFFD, which is a symbol by its
+          // category.
           codePoint != 0xFFFD;
       default -> false;
     };
@@ -133,7 +140,9 @@ public final class Vocabulary {
     return (flags[token] & CONTROL) != 0;
   }
 
-  /** Whether the token has no text that a reader should see: control tokens and the unknown token. */
+  /**
+   * Whether the token has no text that a reader should see: control tokens and the unknown token.
+   */
   public boolean isHidden(int token) {
     return (flags[token] & HIDDEN) != 0;
   }
@@ -143,14 +152,17 @@ public final class Vocabulary {
     return kinds[token];
   }
 
-  /** The bytes of a token's text, of a control token as well; they need not be whole code points. */
+  /**
+   * The bytes of a token's text, of a control token as well; they need not be whole code points.
+   */
   public byte[] bytesOf(int token) {
     return Arrays.copyOfRange(bytes, offsets[token], offsets[token + 1]);
   }
 
   /** The text of a token; bytes that are no UTF-8 become U+FFFD. */
   public String textOf(int token) {
-    return new String(bytes, offsets[token], offsets[token + 1] - offsets[token], StandardCharsets.UTF_8);
+    return new String(
+        bytes, offsets[token], offsets[token + 1] - offsets[token], StandardCharsets.UTF_8);
   }
 
   /**
@@ -162,7 +174,8 @@ public final class Vocabulary {
   public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
     byte[] utf8 = text.getBytes(StandardCharsets.UTF_8);
     if (utf8.length > Integer.MAX_VALUE - 16) {
-      throw new IllegalArgumentException("The text is too long to be split into tokens: " + utf8.length + " bytes");
+      throw new IllegalArgumentException(
+          "The text is too long to be split into tokens: " + utf8.length + " bytes");
     }
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment source = arena.allocate(Math.max(1, utf8.length));
@@ -170,14 +183,19 @@ public final class Vocabulary {
       // No vocabulary makes more tokens than bytes, but for those that are added.
       int capacity = utf8.length / 2 + 16;
       MemorySegment tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
-      int count = NativeApi.llama_tokenize(vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
+      int count =
+          NativeApi.llama_tokenize(
+              vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
       if (count < 0 && count != Integer.MIN_VALUE) {
         capacity = -count;
         tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
-        count = NativeApi.llama_tokenize(vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
+        count =
+            NativeApi.llama_tokenize(
+                vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
       }
       if (count < 0) {
-        throw new KvasirException("llama.cpp could not split a text of " + utf8.length + " bytes into tokens.");
+        throw new KvasirException(
+            "llama.cpp could not split a text of " + utf8.length + " bytes into tokens.");
       }
       int[] result = new int[count];
       MemorySegment.copy(tokens, ValueLayout.JAVA_INT, 0, result, 0, count);
@@ -195,16 +213,20 @@ public final class Vocabulary {
       MemorySegment source = arena.allocateFrom(ValueLayout.JAVA_INT, tokens);
       int capacity = tokens.length * 8 + 16;
       MemorySegment text = arena.allocate(capacity);
-      int length = NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
+      int length =
+          NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
       if (length < 0) {
         capacity = -length;
         text = arena.allocate(capacity);
-        length = NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
+        length =
+            NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
       }
       if (length < 0) {
-        throw new KvasirException("llama.cpp could not turn " + tokens.length + " tokens into text.");
+        throw new KvasirException(
+            "llama.cpp could not turn " + tokens.length + " tokens into text.");
       }
-      return new String(text.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
+      return new String(
+          text.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
     }
   }
 
@@ -216,7 +238,13 @@ public final class Vocabulary {
   public void checkTokens(int... tokens) {
     for (int i = 0; i < tokens.length; i++) {
       if (tokens[i] < 0 || tokens[i] >= size()) {
-        throw new IllegalArgumentException("Token " + i + " has the id " + tokens[i] + ", but the vocabulary has the ids 0 to " + (size() - 1));
+        throw new IllegalArgumentException(
+            "Token "
+                + i
+                + " has the id "
+                + tokens[i]
+                + ", but the vocabulary has the ids 0 to "
+                + (size() - 1));
       }
     }
   }

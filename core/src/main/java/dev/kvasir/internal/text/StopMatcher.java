@@ -2,7 +2,10 @@ package dev.kvasir.internal.text;
 
 import java.util.List;
 
-/** Finds stop sequences in a stream of text. Text that may be the start of one is held back until that is decided. */
+/**
+ * Finds stop sequences in a stream of text. Text that may be the start of one is held back until
+ * that is decided.
+ */
 public final class StopMatcher {
   private final List<String> stops;
   private final StringBuilder held = new StringBuilder();
@@ -13,7 +16,10 @@ public final class StopMatcher {
     this.stops = stops;
   }
 
-  /** Whether a stop sequence was found. What came before it was handed out, what comes after is ignored. */
+  /**
+   * Whether a stop sequence was found. What came before it was handed out, what comes after is
+   * ignored.
+   */
   public boolean stopped() {
     return stopped;
   }

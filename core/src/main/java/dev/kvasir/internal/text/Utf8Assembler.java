@@ -2,7 +2,10 @@ package dev.kvasir.internal.text;
 
 import java.util.Arrays;
 
-/** Turns bytes that arrive in arbitrary portions into whole code points; an unfinished one is held back until its bytes are there. Bytes that are no UTF-8 become U+FFFD. */
+/**
+ * Turns bytes that arrive in arbitrary portions into whole code points; an unfinished one is held
+ * back until its bytes are there. Bytes that are no UTF-8 become U+FFFD.
+ */
 public final class Utf8Assembler {
   private final byte[] held = new byte[4];
   private int heldCount;

@@ -44,7 +44,9 @@ class NativeLogTest {
     channel.accept(NativeApi.GGML_LOG_LEVEL_CONT(), " done\nnext\nrest");
     assertEquals(List.of("DEBUG loading .. done", "DEBUG next"), lines);
     channel.accept(NativeApi.GGML_LOG_LEVEL_WARN(), "{0} is no parameter\n");
-    assertEquals(List.of("DEBUG loading .. done", "DEBUG next", "DEBUG rest", "WARNING {0} is no parameter"), lines);
+    assertEquals(
+        List.of("DEBUG loading .. done", "DEBUG next", "DEBUG rest", "WARNING {0} is no parameter"),
+        lines);
   }
 
   @Test
@@ -63,10 +65,14 @@ class NativeLogTest {
     for (int i = 0; i < 10; i++) {
       channel.accept(NativeApi.GGML_LOG_LEVEL_ERROR(), "error " + i + "\n");
     }
-    Thread other = new Thread(() -> channel.accept(NativeApi.GGML_LOG_LEVEL_ERROR(), "elsewhere\n"));
+    Thread other =
+        new Thread(() -> channel.accept(NativeApi.GGML_LOG_LEVEL_ERROR(), "elsewhere\n"));
     other.start();
     other.join();
-    assertEquals(List.of("error 2", "error 3", "error 4", "error 5", "error 6", "error 7", "error 8", "error 9"), NativeLog.errors());
+    assertEquals(
+        List.of(
+            "error 2", "error 3", "error 4", "error 5", "error 6", "error 7", "error 8", "error 9"),
+        NativeLog.errors());
     NativeLog.clearErrors();
     assertEquals(List.of(), NativeLog.errors());
   }

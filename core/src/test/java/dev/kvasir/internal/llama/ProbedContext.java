@@ -10,7 +10,10 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import org.jspecify.annotations.Nullable;
 
-/** A context whose tensors a test looks at, and changes, while a graph is computed: with Kvasir's cache if the model was loaded for it, otherwise of unmodified llama.cpp. */
+/**
+ * A context whose tensors a test looks at, and changes, while a graph is computed: with Kvasir's
+ * cache if the model was loaded for it, otherwise of unmodified llama.cpp.
+ */
 public final class ProbedContext implements AutoCloseable {
   /** What is done with the tensors. */
   public interface Probe {
@@ -63,7 +66,8 @@ public final class ProbedContext implements AutoCloseable {
 
     /** Copies a row of F32 elements. */
     public void row(long i1, long i2, float[] into) {
-      MemorySegment.copy(data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), into, 0, into.length);
+      MemorySegment.copy(
+          data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), into, 0, into.length);
     }
 
     /** Copies a row of F16 elements. */
@@ -76,7 +80,8 @@ public final class ProbedContext implements AutoCloseable {
     }
 
     public void setRow(long i1, long i2, float[] values) {
-      MemorySegment.copy(values, 0, data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), values.length);
+      MemorySegment.copy(
+          values, 0, data(), ValueLayout.JAVA_FLOAT_UNALIGNED, offset(0, i1, i2), values.length);
     }
   }
 
@@ -87,13 +92,18 @@ public final class ProbedContext implements AutoCloseable {
   private @Nullable Throwable failure;
 
   /** Opens the context. */
-  public ProbedContext(NativeModel model, int contextSize, int threads, boolean flashAttention, Probe probe) {
+  public ProbedContext(
+      NativeModel model, int contextSize, int threads, boolean flashAttention, Probe probe) {
     vocabulary = model.vocabulary().size();
     MemorySegment params = NativeApi.llama_context_default_params(arena);
     llama_context_params.n_ctx(params, contextSize);
     llama_context_params.n_threads(params, threads);
     llama_context_params.n_threads_batch(params, threads);
-    llama_context_params.flash_attn_type(params, flashAttention ? NativeApi.LLAMA_FLASH_ATTN_TYPE_ENABLED() : NativeApi.LLAMA_FLASH_ATTN_TYPE_DISABLED());
+    llama_context_params.flash_attn_type(
+        params,
+        flashAttention
+            ? NativeApi.LLAMA_FLASH_ATTN_TYPE_ENABLED()
+            : NativeApi.LLAMA_FLASH_ATTN_TYPE_DISABLED());
     llama_context_params.cb_eval(
         params,
         ggml_backend_sched_eval_callback.allocate(
@@ -112,8 +122,11 @@ public final class ProbedContext implements AutoCloseable {
             },
             arena));
     MemorySegment result = arena.allocate(NativeApi.C_POINTER);
-    MemorySegment store = model.adaptive() ? arena.allocate(NativeApi.C_POINTER) : MemorySegment.NULL;
-    int status = NativeApi.kvasir_context_new(model.handle(), params, NativeApi.KVASIR_ATTENTION_NATIVE(), result, store);
+    MemorySegment store =
+        model.adaptive() ? arena.allocate(NativeApi.C_POINTER) : MemorySegment.NULL;
+    int status =
+        NativeApi.kvasir_context_new(
+            model.handle(), params, NativeApi.KVASIR_ATTENTION_NATIVE(), result, store);
     if (!NativeStatus.ok(status)) {
       throw new IllegalStateException(NativeStatus.reason(status));
     }
@@ -143,7 +156,9 @@ public final class ProbedContext implements AutoCloseable {
       if (!NativeStatus.ok(status) || code.get(ValueLayout.JAVA_INT, 0) != 0) {
         throw new IllegalStateException(NativeStatus.reason(status));
       }
-      return NativeApi.llama_get_logits_ith(context, -1).reinterpret(4L * vocabulary).toArray(ValueLayout.JAVA_FLOAT);
+      return NativeApi.llama_get_logits_ith(context, -1)
+          .reinterpret(4L * vocabulary)
+          .toArray(ValueLayout.JAVA_FLOAT);
     }
   }
 

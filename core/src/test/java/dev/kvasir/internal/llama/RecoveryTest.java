@@ -27,15 +27,18 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
 /**
- * Recovery and choice of every head, against the same figures computed from llama.cpp's real attention matrices: the plain attention path of an unmodified context, read node by
- * node.
+ * Recovery and choice of every head, against the same figures computed from llama.cpp's real
+ * attention matrices: the plain attention path of an unmodified context, read node by node.
  *
- * <p>Which tokens are frequent is decided by comparing scores, and near a tie the rounding that quantised weights magnify from layer to layer would decide it differently in two
- * engines. So every layer of the reference is given the attention output of our engine as its input to what follows, after its own was compared with it: both then see the same
- * queries and keys in every layer.
+ * <p>Which tokens are frequent is decided by comparing scores, and near a tie the rounding that
+ * quantised weights magnify from layer to layer would decide it differently in two engines. So
+ * every layer of the reference is given the attention output of our engine as its input to what
+ * follows, after its own was compared with it: both then see the same queries and keys in every
+ * layer.
  */
 class RecoveryTest {
   private static final double TOLERANCE = 1e-3;
+
   /** Relative difference of two scores that rounding may turn around. */
   private static final double TIE = 1e-3;
 
@@ -53,18 +56,22 @@ class RecoveryTest {
   private static final float[][][][][] ATTENTION = new float[LAYERS][KV_HEADS][GROUP][LENGTH][];
   private static final float[][][] NORMS = new float[LAYERS][KV_HEADS][LENGTH];
   // [layer][token][query head, element]
-  private static final float[][][] OUTPUTS = new float[LAYERS][LENGTH][HEAD_DIMENSION * KV_HEADS * GROUP];
+  private static final float[][][] OUTPUTS =
+      new float[LAYERS][LENGTH][HEAD_DIMENSION * KV_HEADS * GROUP];
 
   @BeforeAll
   static void readMatrices() {
     try (NativeModel model = NativeModel.load(TestModels.path(), ModelOptions.defaults())) {
       preparePrompt(model);
-      try (ProbedContext context = new ProbedContext(model, 512, TestModels.threads(), true, new Outputs())) {
+      try (ProbedContext context =
+          new ProbedContext(model, 512, TestModels.threads(), true, new Outputs())) {
         context.decode(prompt, 0);
       }
     }
-    try (NativeModel model = NativeModel.load(TestModels.path(), ModelOptions.defaults().withAdaptiveCache(false))) {
-      try (ProbedContext context = new ProbedContext(model, 512, TestModels.threads(), false, new Matrices())) {
+    try (NativeModel model =
+        NativeModel.load(TestModels.path(), ModelOptions.defaults().withAdaptiveCache(false))) {
+      try (ProbedContext context =
+          new ProbedContext(model, 512, TestModels.threads(), false, new Matrices())) {
         context.decode(prompt, 0);
       }
     }
@@ -81,7 +88,9 @@ class RecoveryTest {
   /** A chat prompt, so that all kinds of tokens occur. */
   private static void preparePrompt(NativeModel model) {
     String text = TestModels.prose();
-    String chat = "<|im_start|>system\nYou tell stories.<|im_end|>\n<|im_start|>user\n" + text.substring(0, 5_000);
+    String chat =
+        "<|im_start|>system\nYou tell stories.<|im_end|>\n<|im_start|>user\n"
+            + text.substring(0, 5_000);
     int[] all = model.tokenize(chat, false, true);
     int[] end = model.tokenize("<|im_end|>\n<|im_start|>assistant\n", false, true);
     prompt = Arrays.copyOf(all, LENGTH);
@@ -93,7 +102,12 @@ class RecoveryTest {
       special[i] |= i < 4 || token.equals("<|im_start|>") || token.equals("<|im_end|>");
       punctuation[i] = PUNCTUATION.matcher(token.strip()).matches();
     }
-    for (String marker : List.of("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n")) {
+    for (String marker :
+        List.of(
+            "<|im_start|>system\n",
+            "<|im_start|>user\n",
+            "<|im_start|>assistant\n",
+            "<|im_end|>\n")) {
       int[] tokens = model.tokenize(marker, false, true);
       for (int i = 0; i + tokens.length <= LENGTH; i++) {
         if (Arrays.equals(prompt, i, i + tokens.length, tokens, 0, tokens.length)) {
@@ -125,7 +139,9 @@ class RecoveryTest {
   private static final class Matrices implements ProbedContext.Probe {
     @Override
     public boolean wants(ProbedContext.Tensor tensor) {
-      return tensor.name().startsWith("kq_soft_max-") || tensor.name().startsWith("kqv_out-") || isValues(tensor);
+      return tensor.name().startsWith("kq_soft_max-")
+          || tensor.name().startsWith("kqv_out-")
+          || isValues(tensor);
     }
 
     private static boolean isValues(ProbedContext.Tensor tensor) {
@@ -201,7 +217,9 @@ class RecoveryTest {
 
   private static void compare(FastGen policy) {
     Profile profile;
-    try (Session session = TestModels.adaptive().newSession(TestModels.options().withContextSize(512).withCachePolicy(policy))) {
+    try (Session session =
+        TestModels.adaptive()
+            .newSession(TestModels.options().withContextSize(512).withCachePolicy(policy))) {
       session.evaluate(prompt);
       profile = session.profile().orElseThrow();
     }
@@ -226,7 +244,8 @@ class RecoveryTest {
         }
         worst = Math.max(worst, difference);
       }
-      boolean borderline = Arrays.stream(expected).anyMatch(recovery -> Math.abs(recovery - target) <= TOLERANCE);
+      boolean borderline =
+          Arrays.stream(expected).anyMatch(recovery -> Math.abs(recovery - target) <= TOLERANCE);
       int cheapest = cheapest(policy, candidates, expected, target);
       int cost = cost(policy, candidates.get(cheapest));
       assertEquals(cost(policy, candidates.get(head.chosen())), head.kept(), "cost of " + head);
@@ -240,9 +259,14 @@ class RecoveryTest {
     assertEquals(List.of(), wrong);
   }
 
-  private static int cheapest(FastGen policy, List<Candidate> candidates, double[] recovery, double target) {
+  private static int cheapest(
+      FastGen policy, List<Candidate> candidates, double[] recovery, double target) {
     ToDoubleFunction<Integer> cost = c -> cost(policy, candidates.get(c));
-    return IntStream.range(0, recovery.length).boxed().filter(c -> recovery[c] >= target).min(Comparator.comparingDouble(cost)).orElseThrow();
+    return IntStream.range(0, recovery.length)
+        .boxed()
+        .filter(c -> recovery[c] >= target)
+        .min(Comparator.comparingDouble(cost))
+        .orElseThrow();
   }
 
   private static boolean pinned(Candidate candidate, int token) {
@@ -250,7 +274,9 @@ class RecoveryTest {
   }
 
   private static int window(Candidate candidate) {
-    return candidate.local().tokens() > 0 ? candidate.local().tokens() : (int) (candidate.local().ofPrompt() * LENGTH + 1e-9);
+    return candidate.local().tokens() > 0
+        ? candidate.local().tokens()
+        : (int) (candidate.local().ofPrompt() * LENGTH + 1e-9);
   }
 
   private static int cost(FastGen policy, Candidate candidate) {
@@ -259,7 +285,10 @@ class RecoveryTest {
     }
     int always = 0;
     for (int token = 0; token < LENGTH; token++) {
-      always += pinned(candidate, token) || token >= LENGTH - Math.max(window(candidate), policy.grace()) ? 1 : 0;
+      always +=
+          pinned(candidate, token) || token >= LENGTH - Math.max(window(candidate), policy.grace())
+              ? 1
+              : 0;
     }
     return Math.min(LENGTH, always + (int) (candidate.frequent() * LENGTH + 1e-9));
   }

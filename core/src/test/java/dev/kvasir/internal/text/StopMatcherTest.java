@@ -63,12 +63,16 @@ class StopMatcherTest {
           cut = Math.min(cut, at);
         }
       }
-      assertEquals(first != Integer.MAX_VALUE, matcher.stopped(), "seed " + seed + " " + stops + " in " + text);
+      assertEquals(
+          first != Integer.MAX_VALUE,
+          matcher.stopped(),
+          "seed " + seed + " " + stops + " in " + text);
       if (!matcher.stopped()) {
         assertEquals(text, out.toString(), "seed " + seed);
       } else {
         assertTrue(text.startsWith(out.toString()), "seed " + seed);
-        assertTrue(stops.stream().anyMatch(stop -> text.startsWith(stop, out.length())), "seed " + seed);
+        assertTrue(
+            stops.stream().anyMatch(stop -> text.startsWith(stop, out.length())), "seed " + seed);
         assertTrue(out.length() >= cut, "seed " + seed);
         assertTrue(stops.stream().noneMatch(stop -> out.indexOf(stop) >= 0), "seed " + seed);
       }

@@ -9,7 +9,8 @@ import java.util.Random;
 import org.junit.jupiter.api.Test;
 
 class Utf8AssemblerTest {
-  private static final String TEXT = "a\u00e9\u20ac\ud83d\ude00z \ud83c\uddf3\ud83c\uddf4 \u65e5\u672c";
+  private static final String TEXT =
+      "a\u00e9\u20ac\ud83d\ude00z \ud83c\uddf3\ud83c\uddf4 \u65e5\u672c";
 
   @Test
   void anyPortionsGiveWholeCodePoints() {
@@ -23,7 +24,9 @@ class Utf8AssemblerTest {
         int end = Math.min(bytes.length, at + 1 + random.nextInt(3));
         StringBuilder piece = new StringBuilder();
         assembler.append(Arrays.copyOfRange(bytes, at, end), piece);
-        assertFalse(!piece.isEmpty() && Character.isHighSurrogate(piece.charAt(piece.length() - 1)), "seed " + seed);
+        assertFalse(
+            !piece.isEmpty() && Character.isHighSurrogate(piece.charAt(piece.length() - 1)),
+            "seed " + seed);
         assertFalse(piece.indexOf("\uFFFD") >= 0, "seed " + seed);
         all.append(piece);
         at = end;
