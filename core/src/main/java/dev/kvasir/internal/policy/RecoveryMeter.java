@@ -209,24 +209,29 @@ final class RecoveryMeter {
   private void lose(Group group, int length, int slots, double[] lost) {
     int inWindow = log.length() - group.window; // the first position
     int member = 0;
+    int quota = quota(group, member, length);
     int passed = 0;
     double sum = 0;
     for (int r = 0; r < slots; r++) {
       if ((rankedFlags[r] & group.pinned) == 0 && rankedPosition[r] < inWindow) {
-        for (; member < group.members.size(); member++) {
-          int c = group.members.get(member);
-          if (measured.get(c).frequentIn(length) > passed) {
-            break;
-          }
-          lost[c] = -sum; // kept as frequent so far
+        while (passed == quota) {
+          lost[group.members.get(member++)] = -sum; // kept as frequent so far
+          quota = quota(group, member, length);
         }
         sum += beyond[r];
         passed++;
       }
     }
     for (int m = 0; m < group.members.size(); m++) {
-      lost[group.members.get(m)] = m < member ? lost[group.members.get(m)] + sum : 0;
+      int c = group.members.get(m);
+      lost[c] = m < member ? lost[c] + sum : 0;
     }
+  }
+
+  private int quota(Group group, int member, int length) {
+    return member < group.members.size()
+        ? measured.get(group.members.get(member)).frequentIn(length)
+        : Integer.MAX_VALUE;
   }
 
   /** Slots that every candidate keeps, the grace period included. */
