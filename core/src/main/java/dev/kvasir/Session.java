@@ -13,6 +13,7 @@ import dev.kvasir.internal.llama.Vocabulary;
 import dev.kvasir.internal.policy.CacheManager;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
@@ -266,7 +267,7 @@ public final class Session implements AutoCloseable {
                     context
                         .logits(i)
                         .asByteBuffer()
-                        .order(java.nio.ByteOrder.nativeOrder())
+                        .order(ByteOrder.nativeOrder())
                         .asFloatBuffer()
                         .asReadOnlyBuffer());
               }

@@ -9,6 +9,7 @@ import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
 import dev.kvasir.internal.policy.CacheStore;
+import java.util.Arrays;
 import java.util.BitSet;
 import java.util.List;
 import org.junit.jupiter.api.Test;
@@ -110,7 +111,7 @@ class LongGenerationTest {
       }
       for (int[] marker : markers) {
         int from = length - marker.length;
-        if (from >= 0 && java.util.Arrays.equals(tokens, from, length, marker, 0, marker.length)) {
+        if (from >= 0 && Arrays.equals(tokens, from, length, marker, 0, marker.length)) {
           positions.set(from, length);
         }
       }

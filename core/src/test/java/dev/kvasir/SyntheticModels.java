@@ -1,6 +1,7 @@
 package dev.kvasir;
 
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.Random;
 
 /**
@@ -142,7 +143,7 @@ public final class SyntheticModels {
 
   private void ones(String name, int size) {
     float[] data = new float[size];
-    java.util.Arrays.fill(data, 1f);
+    Arrays.fill(data, 1f);
     file.tensor(name, data, size);
   }
 

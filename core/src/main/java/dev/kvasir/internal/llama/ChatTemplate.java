@@ -8,6 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 
 /**
@@ -96,7 +97,7 @@ public final class ChatTemplate {
       int start = 0;
       for (int i = 1; i <= tokens.length; i++) {
         if (i == tokens.length || vocabulary.isControl(tokens[i])) {
-          addMarker(java.util.Arrays.copyOfRange(tokens, start, i), vocabulary, markers);
+          addMarker(Arrays.copyOfRange(tokens, start, i), vocabulary, markers);
           start = i;
         }
       }
@@ -110,7 +111,7 @@ public final class ChatTemplate {
     }
     if (tokens.length > 1
         && !blank
-        && markers.stream().noneMatch(known -> java.util.Arrays.equals(known, tokens))) {
+        && markers.stream().noneMatch(known -> Arrays.equals(known, tokens))) {
       markers.add(tokens);
     }
   }

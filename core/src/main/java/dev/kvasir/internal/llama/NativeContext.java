@@ -14,6 +14,7 @@ import dev.kvasir.internal.policy.CacheStore;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.jspecify.annotations.Nullable;
@@ -300,7 +301,7 @@ public final class NativeContext implements AutoCloseable {
 
   /** The cells of a sliding-window cache are a ring: what to drop is found by position. */
   private void dropFrom(int position) {
-    NativeCacheStore slots = java.util.Objects.requireNonNull(store);
+    NativeCacheStore slots = Objects.requireNonNull(store);
     for (int layer = 0; layer < slots.layers(); layer++) {
       for (int head = 0; head < slots.shape(layer).kvHeads(); head++) {
         for (int slot = slots.slots(layer, head) - 1; slot >= 0; slot--) {

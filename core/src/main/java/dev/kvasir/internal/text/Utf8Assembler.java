@@ -1,5 +1,6 @@
 package dev.kvasir.internal.text;
 
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /**
@@ -19,7 +20,7 @@ public final class Utf8Assembler {
       heldCount = 0;
     }
     int complete = all.length - unfinished(all);
-    target.append(new String(all, 0, complete, java.nio.charset.StandardCharsets.UTF_8));
+    target.append(new String(all, 0, complete, StandardCharsets.UTF_8));
     heldCount = all.length - complete;
     System.arraycopy(all, complete, held, 0, heldCount);
   }
