@@ -20,15 +20,16 @@ struct shape {
     mask_kind mask = mask_causal;
     bool      mask_per_head = false, holes = false, shuffled = false, sinks = false, open = false;
     float     softcap = 0;
+    bool      latent = false;      // V is the first dv elements of K's rows (MLA)
     bool      track = false, statistic = false, statistic_per_head = false;
     int32_t   threads = 2;
 };
 
 std::string describe(const shape & s) {
     char text[400];
-    snprintf(text, sizeof text, "%s %s/%s tiled=%d dk=%d dv=%d group=%d heads=%d streams=%d tokens=%d slots=%d mask=%d per_head=%d holes=%d shuffled=%d sinks=%d open=%d softcap=%g track=%d stat=%d/%d threads=%d",
+    snprintf(text, sizeof text, "%s %s/%s tiled=%d dk=%d dv=%d group=%d heads=%d streams=%d tokens=%d slots=%d mask=%d per_head=%d holes=%d shuffled=%d sinks=%d open=%d softcap=%g track=%d stat=%d/%d latent=%d threads=%d",
         cpu_kernels_name(), type_name(s.type_k), type_name(s.type_v), s.tiled, s.dk, s.dv, s.group, s.heads, s.streams, s.tokens, s.slots, s.mask,
-        s.mask_per_head, s.holes, s.shuffled, s.sinks, s.open, s.softcap, s.track, s.statistic, s.statistic_per_head, s.threads);
+        s.mask_per_head, s.holes, s.shuffled, s.sinks, s.open, s.softcap, s.track, s.statistic, s.statistic_per_head, s.latent, s.threads);
     return text;
 }
 
@@ -58,6 +59,10 @@ struct problem {
         std::normal_distribution<float> normal;
         node.k = rows_format(s.type_k, s.dk, s.tiled);
         node.v = rows_format(s.type_v, s.dv, false);
+        if (s.latent) {
+            node.v = rows_format(s.type_k, s.dv, false);
+            node.v.row_bytes = node.k.row_bytes;
+        }
         node.n_stream = s.streams;
         node.n_head_kv = s.heads;
         node.n_head = n_query_heads;
@@ -78,7 +83,7 @@ struct problem {
             k_rows.emplace_back((size_t) n * node.k.row_bytes);
             v_rows.emplace_back((size_t) n * node.v.row_bytes);
             h.k = take<char>(rows_bytes(node.k, n), rng);
-            h.v = take<char>(rows_bytes(node.v, n), rng);
+            h.v = s.latent ? h.k : take<char>(rows_bytes(node.v, n), rng);
             memset(h.k, 0xff, rows_bytes(node.k, n)); // NaN behind the last slot of a tile
             h.cell = take<int32_t>(n, rng);
             h.pos = take<int32_t>(n, rng);
@@ -102,10 +107,15 @@ struct problem {
                 h.cell[j] = h.pos[j] = cells[j];
                 h.max_cell = std::max(h.max_cell, cells[j]);
                 random_row(s.type_k, s.dk, k_rows[i].data() + j * node.k.row_bytes, rng);
-                random_row(s.type_v, s.dv, v_rows[i].data() + j * node.v.row_bytes, rng);
                 rows_set(node.k, h.k, j, k_rows[i].data() + j * node.k.row_bytes);
-                rows_set(node.v, h.v, j, v_rows[i].data() + j * node.v.row_bytes);
+                if (!s.latent) {
+                    random_row(s.type_v, s.dv, v_rows[i].data() + j * node.v.row_bytes, rng);
+                    rows_set(node.v, h.v, j, v_rows[i].data() + j * node.v.row_bytes);
+                }
             }
+        }
+        if (s.latent) {
+            v_rows = k_rows;
         }
         node.heads = heads.data();
 
@@ -235,7 +245,7 @@ struct problem {
                 kd[(size_t) j * s.dk + d] = row_value(s.type_k, k_rows[st * s.heads + hk].data() + j * node.k.row_bytes, d);
             }
             for (int32_t d = 0; d < s.dv; d++) {
-                vd[(size_t) j * s.dv + d] = row_value(s.type_v, v_rows[st * s.heads + hk].data() + j * node.v.row_bytes, d);
+                vd[(size_t) j * s.dv + d] = row_value(s.latent ? s.type_k : s.type_v, v_rows[st * s.heads + hk].data() + j * node.v.row_bytes, d);
             }
         }
         std::vector<double> score(n), score_tol(n), bucket((size_t) rows * n_buckets * n), recent((size_t) rows * n), column_tol(n);
@@ -359,6 +369,27 @@ constexpr head_dims dims[] = {
     { 64, 64 }, { 128, 128 }, { 40, 40 }, { 72, 72 }, { 80, 80 }, { 96, 96 }, { 112, 112 }, { 192, 128 }, { 192, 192 }, { 256, 256 }, { 320, 256 }, { 512, 512 }, { 576, 512 }, { 20, 36 },
 };
 
+// latent attention: one KV head, many query heads, V inside K
+void latent(std::mt19937_64 & rng, int32_t tokens) {
+    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+        shape s;
+        s.type_k = type;
+        s.tiled = false;
+        s.latent = true;
+        s.dk = 576;
+        s.dv = 512;
+        s.group = 16;
+        s.tokens = tokens;
+        s.slots = 90;
+        one(s, rng);
+        s.dk = 96;
+        s.dv = 64;
+        s.slots = 300;
+        s.track = true;
+        one(s, rng);
+    }
+}
+
 bool fits(ggml_type t, int32_t dim) { return rows_supports(t, dim); }
 
 template <class F> void for_instruction_sets(const char * part, F && f) {
@@ -407,7 +438,7 @@ void test_decode() {
                 }
             }
         }
-        for (int i = 0; i < (quick ? 40 : 400); i++) {
+        for (int i = 0; i < (quick ? 40 : 250); i++) {
             shape s;
             s.type_k = all_types[rng() % 7];
             s.type_v = all_types[rng() % 7];
@@ -431,6 +462,7 @@ void test_decode() {
             s.threads = 1 + (int32_t) (rng() % 4);
             one(s, rng);
         }
+        latent(rng, 1);
         shape s; // many units of one head
         s.slots = 9000;
         s.heads = 2;
@@ -474,7 +506,8 @@ void test_prefill() {
                 }
             }
         }
-        for (int i = 0; i < (quick ? 20 : 200); i++) {
+        latent(rng, 12);
+        for (int i = 0; i < (quick ? 20 : 80); i++) {
             shape s;
             s.type_k = all_types[rng() % 7];
             s.type_v = all_types[rng() % 7];
@@ -484,7 +517,7 @@ void test_prefill() {
             s.heads = 1 + (int32_t) (rng() % 3);
             s.streams = 1 + (int32_t) (rng() % 3);
             s.tokens = 9 + (int32_t) (rng() % 150);
-            s.slots = (int32_t) (rng() % 500);
+            s.slots = (int32_t) (rng() % 400);
             s.mask = (mask_kind) (rng() % 4);
             s.mask_per_head = rng() % 3 == 0;
             s.holes = rng() % 2;
@@ -500,7 +533,7 @@ void test_prefill() {
 
 void test_statistic() {
     for_instruction_sets("statistic", [](std::mt19937_64 & rng) {
-        for (int i = 0; i < (quick ? 30 : 250); i++) {
+        for (int i = 0; i < (quick ? 30 : 100); i++) {
             shape s;
             s.group = 1 + (int32_t) (rng() % 4);
             s.heads = 1 + (int32_t) (rng() % 3);

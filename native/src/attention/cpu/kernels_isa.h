@@ -256,8 +256,8 @@ inline void prefetch_rows(const row_format & f, const char * p, int32_t n) {
     }
 }
 
-// scores of RB query rows with NT tiles of 16 slots
-template <class K, int RB, int NT, bool PREFETCH>
+// scores of RB query rows with NT tiles of 16 slots; next: as many bytes to prefetch, or k itself
+template <class K, int RB, int NT>
 inline void qk_tiles(float * s, const uint16_t * k, int32_t dk, const float * q, int32_t ldq, const char * next) {
     constexpr int NV = 16 / VL, N = NT * NV;
     vf a[RB][N];
@@ -268,10 +268,8 @@ inline void qk_tiles(float * s, const uint16_t * k, int32_t dk, const float * q,
     }
     const size_t tile = (size_t) dk * 16;
     for (int32_t d = 0; d < dk; d++, k += 16) {
-        if (PREFETCH) {
-            for (int b = 0; b < NT * 32; b += 64) {
-                __builtin_prefetch(next + (size_t) d * (NT * 32) + b, 0, prefetch_level);
-            }
+        for (int b = 0; b < NT * 32; b += 64) {
+            __builtin_prefetch(next + (size_t) d * (NT * 32) + b, 0, prefetch_level);
         }
         vf x[N];
         for (int i = 0; i < N; i++) {
@@ -304,7 +302,7 @@ constexpr int decode_rows = 4;
 template <int RB> constexpr int qk_width() { return RB == 1 ? 4 : RB <= 3 ? 2 : 1; }
 template <int RB> constexpr int pv_width() { return RB <= 2 ? 4 : 2; }
 #else
-constexpr int decode_rows = 2;
+constexpr int decode_rows = 3;
 template <int RB> constexpr int qk_width() { return RB == 1 ? 2 : 1; }
 template <int RB> constexpr int pv_width() { return 4; }
 #endif
@@ -314,15 +312,10 @@ inline void qk_rows(float * s, const uint16_t * k, int32_t dk, int32_t n, const 
     constexpr int NT = qk_width<RB>();
     int32_t t = 0;
     for (; t + NT * 16 <= round_up(n, 16); t += NT * 16) {
-        const size_t at = (size_t) t * dk;
-        if (next) {
-            qk_tiles<K, RB, NT, true>(s + t, k + at, dk, q, ldq, next + at * 2);
-        } else {
-            qk_tiles<K, RB, NT, false>(s + t, k + at, dk, q, ldq, nullptr);
-        }
+        qk_tiles<K, RB, NT>(s + t, k + (size_t) t * dk, dk, q, ldq, next + (size_t) t * dk * 2);
     }
     for (; t < n; t += 16) {
-        qk_tiles<K, RB, 1, false>(s + t, k + (size_t) t * dk, dk, q, ldq, nullptr);
+        qk_tiles<K, RB, 1>(s + t, k + (size_t) t * dk, dk, q, ldq, next + (size_t) t * dk * 2);
     }
 }
 
@@ -355,7 +348,7 @@ template <int RB> inline void qk_dots(float * s, const float * k, int32_t dkp, i
     }
 }
 
-template <class V, int RB, int NV, bool PREFETCH>
+template <class V, int RB, int NV>
 inline void pv_columns(float * acc, int32_t ldacc, const float * p, const char * v, size_t row_bytes, int32_t n, const char * next) {
     vf o[RB][NV];
     for (int r = 0; r < RB; r++) {
@@ -365,8 +358,8 @@ inline void pv_columns(float * acc, int32_t ldacc, const float * p, const char *
     }
     for (int32_t t = 0; t < n; t++) {
         const typename V::element * row = (const typename V::element *) (v + (size_t) t * row_bytes);
-        if (PREFETCH) {
-            for (int b = 0; b < NV * VL * (int) sizeof(typename V::element); b += 64) {
+        if (sizeof(typename V::element) == 2) { // floats are scratch
+            for (int b = 0; b < NV * VL * 2; b += 64) {
                 __builtin_prefetch(next + (size_t) t * row_bytes + b, 0, prefetch_level);
             }
         }
@@ -394,14 +387,10 @@ inline void pv_rows(float * acc, int32_t dvp, const float * p, const char * v, s
     constexpr size_t size = sizeof(typename V::element);
     int32_t d = 0;
     for (; d + NV * VL <= dvp; d += NV * VL) {
-        if (next) {
-            pv_columns<V, RB, NV, true>(acc + d, dvp, p, v + d * size, row_bytes, n, next + d * size);
-        } else {
-            pv_columns<V, RB, NV, false>(acc + d, dvp, p, v + d * size, row_bytes, n, nullptr);
-        }
+        pv_columns<V, RB, NV>(acc + d, dvp, p, v + d * size, row_bytes, n, next + d * size);
     }
     for (; d < dvp; d += VL) {
-        pv_columns<V, RB, 1, false>(acc + d, dvp, p, v + d * size, row_bytes, n, nullptr);
+        pv_columns<V, RB, 1>(acc + d, dvp, p, v + d * size, row_bytes, n, next + d * size);
     }
 }
 
@@ -420,7 +409,7 @@ inline void qk_block(float * s, const uint16_t * k, int32_t dk, int32_t n, const
     for_row_blocks<decode_rows>(rows, [&](int32_t r, int32_t count) {
         float * sr = s + r * slot_block;
         const float * qr = q + (size_t) r * ldq;
-        const char * pf = r == 0 ? next : nullptr;
+        const char * pf = r == 0 ? next : (const char *) k;
         switch (count) {
             case 1: qk_rows<K, 1>(sr, k, dk, n, qr, ldq, pf); break;
             case 2: qk_rows<K, 2>(sr, k, dk, n, qr, ldq, pf); break;
@@ -450,7 +439,7 @@ inline void pv_block(float * acc, int32_t dvp, const float * p, const char * v, 
     for_row_blocks<decode_rows>(rows, [&](int32_t r, int32_t count) {
         float * ar = acc + (size_t) r * dvp;
         const float * pr = p + r * slot_block;
-        const char * pf = r == 0 ? next : nullptr;
+        const char * pf = r == 0 ? next : v;
         switch (count) {
             case 1: pv_rows<V, 1>(ar, dvp, pr, v, row_bytes, n, pf); break;
             case 2: pv_rows<V, 2>(ar, dvp, pr, v, row_bytes, n, pf); break;
@@ -538,7 +527,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             kept_max = kept + (size_t) round_up(h.n, slot_block) * rows + (size_t) block * rows;
         }
         if (node.k.tiled) {
-            const char * next = more ? k + slot_block * node.k.row_bytes : nullptr;
+            const char * next = more ? k + slot_block * node.k.row_bytes : k;
             if (node.k.type == GGML_TYPE_F16) {
                 qk_block<row_f16>(s, (const uint16_t *) k, node.k.dim, n, q, dkp, rows, next);
             } else {
@@ -604,7 +593,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             vstore(sum + r * 16, z);
         }
         if (half_v) {
-            const char * next = more ? v + slot_block * node.v.row_bytes : nullptr;
+            const char * next = more ? v + slot_block * node.v.row_bytes : v;
             if (node.v.type == GGML_TYPE_F16) {
                 pv_block<row_f16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             } else {
@@ -615,7 +604,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
                 prefetch_rows(node.v, v + slot_block * node.v.row_bytes, slot_block);
             }
             block_to_f32(node.v, v, n, scratch + l.v, dvp);
-            pv_block<row_f32>(acc, dvp, s, (const char *) (scratch + l.v), (size_t) dvp * 4, n, rows, nullptr);
+            pv_block<row_f32>(acc, dvp, s, (const char *) (scratch + l.v), (size_t) dvp * 4, n, rows, v);
         }
     }
 

@@ -74,7 +74,7 @@ static inline vf load_f16(const uint16_t * p) {
     const vu m = (h & 0x7fff) << 13;
     // 2^112 moves the exponent from f16's bias to f32's and turns subnormals into the normal numbers that they are
     const vu r = (vu) ((vf) m * 0x1p112f);
-    return (vf) (r | ((h & 0x8000) << 16) | ((vu) (m >= (0x7c00u << 13)) & 0x7f800000u));
+    return (vf) (r | ((h & 0x8000) << 16) | ((vu) ((vi) m >= (0x7c00 << 13)) & 0x7f800000u));
 }
 static inline vf load_bf16(const uint16_t * p) { return (vf) _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *) p)); }
 static inline vi load_i8(const char * p) {
