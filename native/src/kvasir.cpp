@@ -35,6 +35,9 @@ ggml_threadpool_t attach_threadpool(llama_context * context, const llama_context
     const api & a = llama();
     ggml_threadpool_params tp;
     a.ggml_threadpool_params_init(&tp, std::max(1, std::max(params.n_threads, params.n_threads_batch)));
+    // Workers spin between two graphs of a token, a few milliseconds: ggml's default spins long enough to take a core from
+    // another context of the process.
+    tp.poll = 1;
     ggml_threadpool_t pool = a.threadpool_new(&tp);
     if (!pool) {
         throw error(KVASIR_OUT_OF_MEMORY, "no threads for the context");
