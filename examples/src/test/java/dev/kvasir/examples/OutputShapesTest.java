@@ -1,0 +1,172 @@
+package dev.kvasir.examples;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What scripts may rely on, on small runs of the default model. */
+class OutputShapesTest {
+  private static final ObjectMapper JSON = new ObjectMapper();
+
+  @TempDir private Path directory;
+
+  private static List<String> fields(JsonNode node) {
+    var names = new ArrayList<String>();
+    node.fieldNames().forEachRemaining(names::add);
+    return names;
+  }
+
+  @Test
+  void profileJson() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(1000));
+    var file = directory.resolve("profile.json");
+    var run =
+        CommandLineRun.onModel("", "profile", "-f", text.toString(), "--json", file.toString());
+    assertEquals(0, run.exitCode(), run::err);
+    assertEquals("", run.err());
+    // a header, a row per head, the map, the targets, the summary
+    assertTrue(run.out().lines().count() > 90 + 6, run::out);
+
+    var profile = JSON.readTree(file.toFile());
+    assertTrue(profile.get("tokens").asInt() >= 256);
+    assertEquals(0.95, profile.get("target").get("recovery").asDouble());
+    assertEquals(90, profile.get("heads").size());
+    for (var head : profile.get("heads")) {
+      assertTrue(
+          fields(head).containsAll(List.of("layer", "kvHead", "policy", "kept", "recovery")));
+      assertEquals(
+          List.of("special", "punctuation", "frequent", "local", "full"),
+          fields(head.get("recovery")));
+      assertTrue(head.get("kept").asInt() <= profile.get("tokens").asInt());
+    }
+
+    var piped = CommandLineRun.onModel(Texts.harbour(1000), "profile", "-f", "-", "--json", "-");
+    assertEquals(profile, JSON.readTree(piped.out()));
+  }
+
+  @Test
+  void benchJson() throws IOException {
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "bench",
+            "-p",
+            "32",
+            "-n",
+            "2",
+            "-d",
+            "0,260",
+            "-r",
+            "2",
+            "-o",
+            "json",
+            "--kv-budget",
+            "50%",
+            "--kv-recovery",
+            "1");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out());
+    var tests = new ArrayList<String>();
+    for (var row : rows) {
+      assertEquals(
+          List.of(
+              "engine", "test", "policy", "keptFraction", "kvBytes", "rssBytes", "tokensPerSecond"),
+          fields(row));
+      tests.add(
+          row.get("test").asText()
+              + " "
+              + row.get("engine").asText()
+              + " "
+              + row.get("policy").asText());
+      assertEquals(2, row.get("tokensPerSecond").size());
+      row.get("tokensPerSecond").forEach(rate -> assertTrue(rate.asDouble() > 0));
+    }
+    var expected = new ArrayList<String>();
+    for (var test : List.of("pp32", "tg2", "tg2@d260")) {
+      for (var engine :
+          List.of("llama.cpp full", "kvasir full", "kvasir fastgen 50%", "kvasir fastgen T=1.0")) {
+        expected.add(test + " " + engine);
+      }
+    }
+    assertEquals(expected, tests);
+    long full = rows.get(9).get("kvBytes").asLong();
+    long half = rows.get(10).get("kvBytes").asLong();
+    assertEquals(rows.get(8).get("kvBytes").asLong(), full);
+    assertEquals(full, rows.get(11).get("kvBytes").asLong());
+    assertTrue(half < 0.55 * full && half > 0.4 * full, run::out);
+  }
+
+  @Test
+  void benchTable() {
+    var run = CommandLineRun.onModel("", "bench", "-p", "16", "-n", "0", "-r", "1");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows =
+        run.out()
+            .lines()
+            .filter(line -> line.startsWith("| kvasir") || line.startsWith("| llama.cpp"))
+            .toList();
+    assertEquals(4, rows.size(), run::out);
+  }
+
+  @Test
+  void evalJson() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400));
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            text.toString(),
+            "-p",
+            "260",
+            "-n",
+            "4",
+            "--texts",
+            "2",
+            "--kv-budget",
+            "50%",
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out()).get("rows");
+    var methods = new ArrayList<String>();
+    for (var row : rows) {
+      methods.add(row.get("method").asText());
+      assertTrue(row.get("meanKl").get("mean").asDouble() >= 0);
+      assertEquals(2, row.get("klPerText").size());
+    }
+    assertEquals(List.of("full", "paper", "lattice", "h2o", "streaming"), methods);
+    assertEquals(1, rows.get(0).get("keptAtEnd").asDouble());
+    assertTrue(rows.get(2).get("keptAfterPrompt").asDouble() <= 0.5, run::out);
+    // dropping half of the cache costs more than the noise between two implementations
+    assertTrue(
+        rows.get(4).get("meanKl").get("mean").asDouble()
+            > rows.get(0).get("meanKl").get("mean").asDouble(),
+        run::out);
+  }
+
+  @Test
+  void devices() {
+    var run = CommandLineRun.of("devices");
+    assertEquals(0, run.exitCode(), run::err);
+    assertTrue(run.out().lines().anyMatch(line -> line.startsWith("CPU")), run::out);
+  }
+
+  @Test
+  void help() {
+    for (var command : List.of("chat", "profile", "bench", "eval", "devices")) {
+      var run = CommandLineRun.of(command, "--help");
+      assertEquals(0, run.exitCode());
+      assertTrue(run.out().startsWith("Usage: kvasir " + command), run::out);
+    }
+  }
+}
