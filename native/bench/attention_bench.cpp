@@ -85,6 +85,8 @@ struct options {
     bool track = false;
 };
 
+const char * type_name(ggml_type t) { return t == GGML_TYPE_F16 ? "f16" : t == GGML_TYPE_BF16 ? "bf16" : t == GGML_TYPE_Q8_0 ? "q8_0" : "q4_0"; }
+
 // median (lowest to highest)
 std::string summary(std::vector<double> v, const char * unit) {
     std::sort(v.begin(), v.end());
@@ -230,7 +232,7 @@ void decode(const options & o, team & t) {
         }
     }
     printf("decode, %s, %d threads, %s, head dim %d, group %d, %d heads x %d slots%s: %.0f MB\n", cpu_kernels_name(), o.threads,
-        o.type == GGML_TYPE_F16 ? "f16" : "other type", o.dim, o.group, o.heads * o.layers, o.slots, o.track ? ", scores tracked" : "", m.read_bytes / 1e6);
+        type_name(o.type), o.dim, o.group, o.heads * o.layers, o.slots, o.track ? ", scores tracked" : "", m.read_bytes / 1e6);
     printf("  plain read  %s\n  decode      %s\n  ratio       %s\n", summary(read, "GB/s").c_str(), summary(kernel, "GB/s").c_str(), summary(ratio, "%").c_str());
 }
 
