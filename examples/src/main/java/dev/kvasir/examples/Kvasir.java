@@ -29,6 +29,7 @@ import picocli.CommandLine.Spec;
     name = "kvasir",
     description = "Runs llama.cpp models with a KV cache in which every head keeps what it needs.",
     mixinStandardHelpOptions = true,
+    sortOptions = false,
     scope = ScopeType.INHERIT,
     versionProvider = Kvasir.Version.class,
     synopsisSubcommandLabel = "COMMAND")
