@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.HeadProfile;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Iterator;
@@ -72,6 +73,44 @@ class SessionTest {
               + model.tokenize(next, false, true).length
               + secondAnswer,
           position);
+    }
+  }
+
+  @Test
+  void theModelsOwnTemplateIsRendered() {
+    try (Session session = session(true)) {
+      Reply reply = session.chat("One?");
+      reply.text();
+      // llama.cpp's built-in version of the format leaves out the system message that the model's template begins with.
+      String opening =
+          "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+              + "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n";
+      assertEquals(
+          session.model().tokenize(opening, false, true).length, reply.statistics().promptTokens());
+    }
+  }
+
+  @Test
+  void aProfileThatWasCutShortStartsAnew() {
+    int[] text = TestModels.proseTokens(700);
+    try (Session session =
+        TestModels.adaptive()
+            .newSession(TestModels.options().withCachePolicy(CachePolicy.fastgen()))) {
+      session.evaluate(Arrays.copyOf(text, 100));
+      assertEquals(Optional.empty(), session.profile());
+      Reply reply = session.complete(TestModels.prose().substring(0, 3_000));
+      reply.cancel();
+      assertEquals("", reply.text());
+      assertEquals(100, session.position());
+      assertEquals(100, session.cacheReport().tokens());
+      session.evaluate(Arrays.copyOfRange(text, 100, 400));
+      for (HeadProfile head : session.profile().orElseThrow().heads()) {
+        assertTrue(head.recovery() >= 0.95 && head.recovery() <= 1, head.toString());
+      }
+      assertTrue(session.cacheReport().keptFraction() < 1);
+      for (int i = 400; i < 430; i++) {
+        session.evaluate(text[i]);
+      }
     }
   }
 
@@ -174,7 +213,7 @@ class SessionTest {
   @Test
   void aCancelledReplyLeavesTheSessionUsable() throws InterruptedException {
     try (Session session =
-        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(500))) {
+        TestModels.adaptive().newSession(TestModels.options().withMaxTokens(30))) {
       Reply reply = session.chat("Tell me a long story about a fox.");
       Iterator<String> pieces = reply.iterator();
       pieces.next();

@@ -45,6 +45,7 @@ class NativeLibrariesTest {
     for (String name :
         List.of(
             "libllama.so.0",
+            "libllama-common.so.0",
             "libggml.so",
             "libggml-base.so.0",
             "libkvasir.so",
@@ -52,10 +53,22 @@ class NativeLibrariesTest {
       Files.createFile(directory.resolve(name));
     }
     assertEquals(
-        List.of("libggml-base.so.0", "libggml.so", "libllama.so.0", "libkvasir.so"),
-        NativeLibraries.find(LINUX, directory).stream()
-            .map(path -> path.getFileName().toString())
-            .toList());
+        List.of(
+            "libggml-base.so.0",
+            "libggml.so",
+            "libllama.so.0",
+            "libllama-common.so.0",
+            "libkvasir.so"),
+        names());
+    Files.delete(directory.resolve("libllama-common.so.0"));
+    assertEquals(
+        List.of("libggml-base.so.0", "libggml.so", "libllama.so.0", "libkvasir.so"), names());
+  }
+
+  private List<String> names() {
+    return NativeLibraries.find(LINUX, directory).stream()
+        .map(path -> path.getFileName().toString())
+        .toList();
   }
 
   @Test

@@ -213,7 +213,11 @@ public final class NativeContext implements AutoCloseable {
   private boolean shallAbort(MemorySegment data) {
     try {
       BooleanSupplier condition = abort;
-      return condition != null && condition.getAsBoolean();
+      boolean abortNow = ExitGuard.exiting() || (condition != null && condition.getAsBoolean());
+      if (abortNow) {
+        NativeLog.aborting(true);
+      }
+      return abortNow;
     } catch (Throwable e) {
       // Nothing may leave an upcall. A condition that fails is taken for a wish to end.
       return true;
@@ -248,8 +252,17 @@ public final class NativeContext implements AutoCloseable {
 
   private Outcome decodeBatch(int count, int position) {
     llama_batch.n_tokens(batch, count);
-    int status = NativeApi.kvasir_decode(context, batch, result);
+    int status;
+    ExitGuard.enter();
+    try {
+      status = NativeApi.kvasir_decode(context, batch, result);
+    } finally {
+      ExitGuard.leave();
+    }
     int code = result.get(ValueLayout.JAVA_INT, 0);
+    if (abort != null) {
+      NativeLog.aborting(false);
+    }
     if (NativeStatus.ok(status) && code == 0) {
       return Outcome.DONE;
     }

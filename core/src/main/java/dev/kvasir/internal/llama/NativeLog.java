@@ -29,6 +29,9 @@ final class NativeLog {
 
   private static final ThreadLocal<Deque<String>> ERRORS = ThreadLocal.withInitial(ArrayDeque::new);
 
+  // Whether this thread told llama.cpp to give up what it computes.
+  private static final ThreadLocal<Boolean> ABORTING = ThreadLocal.withInitial(() -> false);
+
   private NativeLog() {}
 
   /** Directs both channels to their loggers, for as long as the JVM lives. */
@@ -46,6 +49,14 @@ final class NativeLog {
   /** The error lines of this thread since {@link #clearErrors()}, the oldest first. */
   static List<String> errors() {
     return List.copyOf(ERRORS.get());
+  }
+
+  /**
+   * Whether this thread told llama.cpp to give up what it computes: it reports that as an error,
+   * which it is not.
+   */
+  static void aborting(boolean now) {
+    ABORTING.set(now);
   }
 
   private static MemorySegment channel(String name) {
@@ -98,7 +109,7 @@ final class NativeLog {
       }
       String message = current.text.toString();
       current.text.setLength(0);
-      Level level = message.contains(OVERRIDES_WARNING) ? Level.DEBUG : levelOf(current.level);
+      Level level = ABORTING.get() || message.contains(OVERRIDES_WARNING) ? Level.DEBUG : levelOf(current.level);
       if (level == Level.ERROR) {
         Deque<String> errors = ERRORS.get();
         if (errors.size() == ERRORS_KEPT) {

@@ -47,6 +47,7 @@ public final class NativeRuntime {
   }
 
   private static void initialise(NativeLibraries libraries) {
+    ExitGuard.install();
     NativeLog.install();
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
