@@ -13,7 +13,7 @@ namespace {
 constexpr std::align_val_t scratch_alignment{ 64 };
 constexpr size_t  decode_unit_bytes    = 64 * 1024;   // K and V of the smallest decode unit: a few microseconds of memory time
 constexpr size_t  prefill_group_bytes  = 256 * 1024;  // Q and O of a prefill unit: stays in the second-level cache
-constexpr size_t  prefill_kept_bytes   = 1024 * 1024; // weights kept by a prefill unit
+constexpr size_t  prefill_kept_bytes   = 2048 * 1024; // weights kept by a prefill unit; beyond it, shorter tiles of queries
 
 bool is_half(ggml_type type) { return type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
 

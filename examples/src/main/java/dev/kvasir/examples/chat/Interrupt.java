@@ -32,8 +32,7 @@ final class Interrupt implements AutoCloseable {
     if (pressed) {
       streams.out().flush();
       streams.err().println();
-      Runtime.getRuntime()
-          .halt(EXIT_CODE); // no shutdown hook may wait for the thread that still computes
+      System.exit(EXIT_CODE); // the library's shutdown hook ends what still computes
     }
     pressed = true;
     reply.cancel();
