@@ -81,7 +81,8 @@ class SessionTest {
     try (Session session = session(true)) {
       Reply reply = session.chat("One?");
       reply.text();
-      // llama.cpp's built-in version of the format leaves out the system message that the model's template begins with.
+      // llama.cpp's built-in version of the format leaves out the system message that the model's
+      // template begins with.
       String opening =
           "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
               + "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n";

@@ -30,7 +30,8 @@ public final class NativeLibraries {
   public static final String PATH_VARIABLE = "KVASIR_LIBRARY_PATH";
 
   // Dependencies first: then every one is found, whatever its run path says.
-  private static final List<String> LOAD_ORDER = List.of("ggml-base", "ggml", "llama", "llama-common", "kvasir");
+  private static final List<String> LOAD_ORDER =
+      List.of("ggml-base", "ggml", "llama", "llama-common", "kvasir");
 
   // Renders the models' own chat templates; a build of llama.cpp may come without it.
   private static final String OPTIONAL = "llama-common";

@@ -109,7 +109,10 @@ final class NativeLog {
       }
       String message = current.text.toString();
       current.text.setLength(0);
-      Level level = ABORTING.get() || message.contains(OVERRIDES_WARNING) ? Level.DEBUG : levelOf(current.level);
+      Level level =
+          ABORTING.get() || message.contains(OVERRIDES_WARNING)
+              ? Level.DEBUG
+              : levelOf(current.level);
       if (level == Level.ERROR) {
         Deque<String> errors = ERRORS.get();
         if (errors.size() == ERRORS_KEPT) {
