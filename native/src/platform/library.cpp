@@ -54,6 +54,9 @@ void * find_symbol_beside(const void * function, const char * name) {
     return (void *) GetProcAddress(module, name);
 }
 
+void * open_library(const char * name) { return (void *) LoadLibraryA(name); }
+void * library_symbol(void * library, const char * name) { return (void *) GetProcAddress((HMODULE) library, name); }
+
 #else
 
 static void * find_in(const char * path, const char * name) {
@@ -110,6 +113,9 @@ void * find_symbol_beside(const void * function, const char * name) {
     Dl_info info;
     return dladdr(function, &info) ? find_in(info.dli_fname, name) : nullptr;
 }
+
+void * open_library(const char * name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+void * library_symbol(void * library, const char * name) { return dlsym(library, name); }
 
 #endif
 

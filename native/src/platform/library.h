@@ -10,4 +10,8 @@ void * find_symbol(const char * name);
 // The address of a symbol in the very library that contains the given function.
 void * find_symbol_beside(const void * function, const char * name);
 
+// A library of the system, loaded for good; nullptr when there is none of that name.
+void * open_library(const char * name);
+void * library_symbol(void * library, const char * name);
+
 } // namespace kvasir

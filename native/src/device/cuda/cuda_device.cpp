@@ -1,0 +1,85 @@
+#include "cuda_device.h"
+
+#include "../../error.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#if defined(KVASIR_CUDA)
+extern "C" const char kvasir_cuda_kernels[]; // the fat binary of attention/cuda
+#endif
+
+namespace kvasir::cuda {
+
+current_context::current_context(context c) {
+    check(cu().cuCtxGetCurrent(&before_), "the thread's CUDA context");
+    check(cu().cuCtxSetCurrent(c), "the device's CUDA context");
+}
+
+current_context::~current_context() { cu().cuCtxSetCurrent(before_); }
+
+gpu::gpu(int index) {
+    const driver & d = cu();
+    check(d.cuDeviceGet(&id_, index), "the CUDA device");
+    const auto attribute = [&](int which) {
+        int value = 0;
+        check(d.cuDeviceGetAttribute(&value, which, id_), "an attribute of the CUDA device");
+        return value;
+    };
+    const int major = attribute(ATTRIBUTE_MAJOR), minor = attribute(ATTRIBUTE_MINOR);
+    if (major < 8) {
+        throw error(KVASIR_UNSUPPORTED, format("Kvasir's kernels need compute capability 8.0, the device has %d.%d", major, minor));
+    }
+    if (!attribute(ATTRIBUTE_VIRTUAL_MEMORY)) {
+        throw error(KVASIR_UNSUPPORTED, "the device has no virtual memory management");
+    }
+    multiprocessors_ = attribute(ATTRIBUTE_MULTIPROCESSORS);
+    shared_limit_    = (uint32_t) attribute(ATTRIBUTE_SHARED_OPTIN);
+    check(d.cuDeviceTotalMem(&total_memory_, id_), "the memory of the CUDA device");
+    check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
+#if defined(KVASIR_CUDA)
+    current_context current(context_);
+    check(d.cuModuleLoadData(&code_, kvasir_cuda_kernels), "Kvasir's CUDA kernels");
+#else
+    throw error(KVASIR_UNSUPPORTED, "this libkvasir was built without CUDA kernels");
+#endif
+}
+
+function gpu::find(const char * kernel, uint32_t shared) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    kernel_entry & entry = kernels_[kernel];
+    if (!entry.f) {
+        check(cu().cuModuleGetFunction(&entry.f, code_, kernel), kernel);
+    }
+    if (shared > entry.shared) {
+        check(cu().cuFuncSetAttribute(entry.f, FUNCTION_MAX_DYNAMIC_SHARED, (int) shared), kernel);
+        entry.shared = shared;
+    }
+    return entry.f;
+}
+
+gpu * gpu::of(ggml_backend_dev_t device, std::string & reason) {
+    static std::mutex                              mutex;
+    static std::map<int, std::unique_ptr<gpu>>     gpus;
+    static std::map<int, std::string>              refused;
+    ggml_backend_reg_t reg = device->reg;
+    if (!reg || strcmp(reg->iface.get_name(reg), "CUDA") != 0) {
+        return nullptr;
+    }
+    const char * name = device->iface.get_name(device); // CUDA0, CUDA1, ...: the runtime's index, which is the driver's
+    const int    index = strncmp(name, "CUDA", 4) == 0 ? atoi(name + 4) : 0;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (refused.count(index)) {
+        reason = refused[index];
+        return nullptr;
+    }
+    auto & entry = gpus[index];
+    if (!entry && guarded([&] { entry.reset(new gpu(index)); }) != KVASIR_OK) {
+        reason = refused[index] = last_error();
+        return nullptr;
+    }
+    return entry.get();
+}
+
+} // namespace kvasir::cuda
