@@ -94,6 +94,7 @@ struct mem_access { // CUmemAccessDesc
     X(cuMemFreeHost, "", (void *) )                                                                                    \
     X(cuMemcpyHtoDAsync, "_v2", (device_ptr, const void *, size_t, stream) )                                           \
     X(cuMemcpyDtoHAsync, "_v2", (void *, device_ptr, size_t, stream) )                                                 \
+    X(cuMemcpyDtoDAsync, "_v2", (device_ptr, device_ptr, size_t, stream) )                                             \
     X(cuMemsetD8Async, "", (device_ptr, unsigned char, size_t, stream) )                                               \
     X(cuMemAddressReserve, "", (device_ptr *, size_t, size_t, device_ptr, unsigned long long) )                        \
     X(cuMemAddressFree, "", (device_ptr, size_t) )                                                                     \

@@ -1,0 +1,615 @@
+#include "cuda_graph.h"
+
+#include "../../error.h"
+#include "../kv_buffer.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvasir::cuda {
+
+namespace {
+
+constexpr int32_t FEW_TOKENS = 8; // of a stream: the decode kernel's
+// What a CTA of the decode kernel should have at least, and what a change of head costs it, in blocks of 32 slots
+constexpr int32_t MIN_BLOCKS = 4, HEAD_BLOCKS = 4;
+
+bool is_view(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+}
+
+cuda_rows * rows_of(const layer & l) { return static_cast<cuda_rows *>(l.rows.get()); }
+
+event event_of(ggml_backend_event_t e) { return (event) e->context; }
+
+bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const api &  g = llama();
+    const char * a0 = (const char *) a->data, * b0 = (const char *) b->data;
+    return a0 < b0 + g.ggml_nbytes(b) && b0 < a0 + g.ggml_nbytes(a);
+}
+
+int64_t index_at(const ggml_tensor * indices, const void * values, int64_t i) {
+    return indices->type == GGML_TYPE_I64 ? ((const int64_t *) values)[i] : ((const int32_t *) values)[i];
+}
+
+bool element_of(ggml_type type, int32_t & element) {
+    element = type == GGML_TYPE_Q8_0 ? Q8_0 : F16;
+    return type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
+}
+
+} // namespace
+
+bool supports(const gpu & device, ggml_type type_k, ggml_type type_v, int32_t dim_k, int32_t dim_v, int32_t n_head, int32_t n_head_kv, page_format & format) {
+    int32_t k = 0, v = 0;
+    if (!element_of(type_k, k) || !element_of(type_v, v)) {
+        return false;
+    }
+    format = make_page_format(k, v, dim_k, dim_v);
+    attention_params a{};
+    a.pages.format    = format;
+    a.pages.n_head_kv = n_head_kv;
+    a.n_head          = n_head;
+    a.n_tokens        = 512;
+    a.n_stream        = 1;
+    const auto fits = [&](const kvasir::cuda::launch & l) { return l.kernel && l.shared <= device.shared_limit(); };
+    bool ok = fits(prefill_launch(a, 1)) && fits(statistic_launch(a, 1));
+    a.n_tokens = 1;
+    return ok && fits(prefill_launch(a, 1)) && make_decode_shape(format, n_head / n_head_kv, 1, 1, device.shared_limit()).kernel[0];
+}
+
+cuda_graph::cuda_graph(ggml_backend_t inner) : inner_(inner) {
+    ggml_backend_dev_t d = inner->device;
+    for (ggml_backend_event_t * e : {&to_us_, &to_ggml_, &captured_to_us_, &captured_to_ggml_}) {
+        *e = d->iface.event_new(d);
+        if (!*e) {
+            throw error(KVASIR_FAILED, "ggml's CUDA backend has no events");
+        }
+    }
+}
+
+cuda_graph::~cuda_graph() {
+    if (gpu_) {
+        cu().cuCtxSetCurrent(gpu_->primary());
+        drop_capture();
+    }
+    ggml_backend_dev_t d = inner_->device;
+    for (ggml_backend_event_t e : {to_us_, to_ggml_, captured_to_us_, captured_to_ggml_}) {
+        if (e) {
+            d->iface.event_free(d, e);
+        }
+    }
+}
+
+// ---- what is to be computed ----
+
+void cuda_graph::find_operations(ggml_cgraph * graph, const std::vector<int> & over_store) {
+    operations_.clear();
+    for (size_t i = 0; i < over_store.size(); i++) {
+        operation op;
+        op.first = over_store[i];
+        for (; i < over_store.size() && graph->nodes[over_store[i]]->op == GGML_OP_SET_ROWS; i++) {
+            ggml_tensor * node = graph->nodes[over_store[i]];
+            (side_of(node)->is_k ? op.k : op.v) = node;
+        }
+        if (i < over_store.size()) {
+            op.last = over_store[i];
+            op.node = graph->nodes[op.last];
+            op.l    = side_of(op.node->src[1])->owner;
+        }
+        const bool whole = op.node && !op.k == !op.v && (!op.k || (side_of(op.k)->owner == op.l && side_of(op.v)->owner == op.l)) &&
+                           std::all_of(graph->nodes + op.first, graph->nodes + op.last, [](const ggml_tensor * t) { return is_view(t) || t->op == GGML_OP_SET_ROWS; });
+        if (!whole) {
+            throw error(KVASIR_UNSUPPORTED, format("writes to the KV cache that do not stand before the attention that reads them (%s)", graph->nodes[op.first]->name));
+        }
+        op.rows = rows_of(*op.l);
+        operations_.push_back(op);
+    }
+}
+
+size_t cuda_graph::add(size_t bytes) {
+    const size_t at = (step_.size() + 15) / 16 * 16;
+    step_.resize(at + bytes);
+    return at;
+}
+
+void cuda_graph::describe(operation & op, const std::function<const void *(const ggml_tensor *)> & host) {
+    layer &             l = *op.l;
+    const ggml_tensor * q = op.node->src[0], * k = op.node->src[1], * mask = op.node->src[3], * sinks = op.node->src[4];
+    attention_params &  a = op.attention;
+    op.first_stream = l.n_stream > 1 ? (int32_t) (k->view_offs / l.k.tensor->nb[2]) : 0;
+    a.q             = (const char *) q->data;
+    a.q_token_bytes = (int64_t) q->nb[1];
+    a.q_head_bytes  = (int64_t) q->nb[2];
+    a.q_stream_bytes = (int64_t) q->nb[3];
+    a.sinks    = sinks ? (const float *) sinks->data : nullptr;
+    a.n_stream = (int32_t) q->ne[3];
+    a.n_head   = l.n_head;
+    a.n_tokens = (int32_t) q->ne[1];
+    a.causal   = 0;
+    memcpy(&a.scale, (const float *) op.node->op_params + 0, sizeof(float));
+    memcpy(&a.max_bias, (const float *) op.node->op_params + 1, sizeof(float));
+    memcpy(&a.softcap, (const float *) op.node->op_params + 2, sizeof(float));
+    if (mask) {
+        a.mask = {(const char *) mask->data, (int64_t) mask->nb[1], (int64_t) mask->nb[2], (int64_t) mask->nb[3], (int32_t) mask->ne[0], (int32_t) mask->ne[2],
+                  (int32_t) mask->ne[3], nullptr};
+        const auto same = std::find_if(masks_.begin(), masks_.end(), [&](const seen_mask & m) { return m.tensor->data == mask->data; });
+        op.mask = (int32_t) (same - masks_.begin());
+        if (same == masks_.end()) {
+            masks_.push_back({mask, {}, 0, false});
+            if (a.n_tokens <= FEW_TOKENS && mask->ne[2] == 1) {
+                const char * values = (const char *) host(mask);
+                for (int64_t stream = 0; stream < mask->ne[3]; stream++) {
+                    int64_t open = mask->ne[0];
+                    for (int64_t t = 0; t < a.n_tokens; t++) {
+                        const auto * row = (const uint16_t *) (values + stream * (int64_t) mask->nb[3] + t * (int64_t) mask->nb[1]);
+                        open = std::find_if(row, row + open, [](uint16_t value) { return value != 0; }) - row;
+                    }
+                    masks_.back().open.push_back((int32_t) open);
+                }
+            }
+        }
+    }
+    if (a.n_tokens <= FEW_TOKENS && !statistic_) {
+        op.shape = make_decode_shape(op.rows->format(), l.n_head / l.n_head_kv, a.n_tokens, gpu_->multiprocessors(), gpu_->shared_limit());
+    }
+    if (op.k) {
+        op.n_append = (int32_t) op.k->src[0]->ne[1];
+        op.fused    = op.shape.kernel[0] && !overlap(op.k->src[0], op.node) && !overlap(op.v->src[0], op.node);
+    }
+}
+
+// The lengths of all heads; which are tracked; and for each operation its tokens, their slots, positions, and whether every slot is
+// seen by every query.
+void cuda_graph::fill_step(const std::function<const void *(const ggml_tensor *)> & host) {
+    step_.assign(store_->step_begin(), 0);
+    track_at_ = add(store_->step_begin());
+    placed_.clear();
+    tracking_ = false;
+    for (const cuda_rows * rows : store_->all()) {
+        if (!rows) {
+            continue;
+        }
+        int32_t region = 0;
+        for (int32_t h = 0; h < rows->n_heads(); h++) {
+            const head_store & head = rows->books().heads[(size_t) h];
+            ((int32_t *) step_.data())[rows->first_head() + h] = head.n;
+            ((int32_t *) (step_.data() + track_at_))[rows->first_head() + h] = head.track ? ++region : 0;
+            tracking_ = tracking_ || head.track;
+        }
+    }
+    for (operation & op : operations_) {
+        layer &       l = *op.l;
+        const int32_t n_queries = op.attention.n_tokens * op.attention.n_stream;
+        if (op.k) {
+            const ggml_tensor * indices = op.k->src[1];
+            const void *        values  = host(indices);
+            const auto same = std::find_if(placed_.begin(), placed_.end(), [&](const placed_tokens & p) { return p.indices->data == indices->data && p.first_stream == op.first_stream; });
+            if (same != placed_.end()) {
+                op.tokens_at = same->at;
+            } else {
+                op.tokens_at = add((size_t) op.n_append * sizeof(token_label));
+                auto * token = (token_label *) (step_.data() + op.tokens_at);
+                for (int32_t i = 0; i < op.n_append; i++) {
+                    const int64_t row = index_at(indices, values, i);
+                    token[i] = {(int32_t) (row / l.n_cells) - op.first_stream, (int32_t) (row % l.n_cells), l.query_pos[(size_t) i], 0};
+                }
+                placed_.push_back({indices, op.first_stream, op.tokens_at});
+            }
+            op.slots_at = add((size_t) op.n_append * (size_t) l.n_head_kv * sizeof(int32_t));
+            auto * slot = (int32_t *) (step_.data() + op.slots_at);
+            for (int32_t i = 0; i < op.n_append; i++) {
+                const int64_t row = index_at(indices, values, i);
+                for (int32_t h = 0; h < l.n_head_kv; h++) {
+                    *slot++ = l.slot_plus_1[(size_t) l.index((int32_t) (row / l.n_cells), h)][row % l.n_cells] - 1;
+                }
+            }
+        }
+        if (!op.shape.kernel[0]) {
+            op.pos_at  = add((size_t) n_queries * sizeof(int32_t));
+            auto * pos = (int32_t *) (step_.data() + op.pos_at);
+            if (l.query_pos.size() == (size_t) n_queries) {
+                std::copy(l.query_pos.begin(), l.query_pos.end(), pos);
+            } else if (statistic_) {
+                throw error(KVASIR_UNSUPPORTED, format("the statistic of layer %d: its queries have no known positions", l.il));
+            }
+        } else {
+            op.open_at = add(sizeof(int32_t));
+            bool open  = op.mask < 0 || !masks_[(size_t) op.mask].open.empty();
+            for (int32_t s = 0; op.mask >= 0 && open && s < op.attention.n_stream; s++) {
+                const std::vector<int32_t> & first = masks_[(size_t) op.mask].open;
+                for (int32_t h = 0; h < l.n_head_kv; h++) {
+                    open = open && l.heads[(size_t) l.index(op.first_stream + s, h)].max_cell < first[(size_t) s % first.size()];
+                }
+            }
+            *(int32_t *) (step_.data() + op.open_at) = open;
+        }
+    }
+}
+
+bool cuda_graph::grow(device_buffer & buffer, size_t bytes, bool zero) {
+    if (bytes <= buffer.size()) {
+        return false;
+    }
+    store_->synchronize();
+    buffer.reserve(bytes);
+    if (zero) {
+        check(cu().cuMemsetD8Async(buffer.at(), 0, buffer.size(), store_->queue()), "clearing device memory");
+    }
+    store_->addresses_changed();
+    return true;
+}
+
+void cuda_graph::prepare_few() {
+    size_t segments = 0, scores = 0, exchange = 0;
+    for (operation & op : operations_) {
+        const layer & l = *op.l;
+        const int32_t n_heads = op.attention.n_stream * l.n_head_kv, columns = l.n_head / l.n_head_kv * op.attention.n_tokens;
+        op.segments_at = segments;
+        segments += decode_segments(op.shape, n_heads) * sizeof(decode_segment);
+        exchange = std::max(exchange, decode_exchange_bytes(op.shape, op.rows->format().dim_k));
+        if (tracking_) {
+            int32_t regions = 0, longest = 0;
+            for (const head_store & head : l.heads) {
+                regions += head.track;
+                longest = head.track ? std::max(longest, head.n) : longest;
+            }
+            int64_t & stride = score_strides_[&l]; // heads grow and shrink by a few slots: addresses are to stay
+            if (longest > stride) {
+                stride = ((int64_t) longest + longest / 16 + 256 + 255) / 256 * 256;
+            }
+            op.score_stride = stride;
+            op.scores_at    = scores;
+            op.lse_at       = scores + (size_t) regions * (size_t) columns * (size_t) op.score_stride * sizeof(float);
+            scores          = op.lse_at + ((size_t) regions * (size_t) columns * sizeof(float) + 255) / 256 * 256;
+        }
+    }
+    grow(segments_, segments);
+    grow(exchange_, exchange, true);
+    grow(epoch_, 256, true);
+    grow(scores_, scores);
+
+    std::vector<decode_layer> layers;
+    for (operation & op : operations_) {
+        decode_layer d{};
+        d.pages   = op.attention.pages;
+        d.n_stream = op.attention.n_stream;
+        d.n_pass   = op.shape.n_pass;
+        d.group    = op.l->n_head / op.l->n_head_kv;
+        d.n_column = d.group * op.attention.n_tokens;
+        d.open     = (const int32_t *) (store_->step() + op.open_at);
+        d.segments = (decode_segment *) segments_.at(op.segments_at);
+        if (tracking_) {
+            d.track  = (const int32_t *) (store_->step() + track_at_) + op.rows->first_head() + (size_t) op.first_stream * op.l->n_head_kv;
+            d.scores = (float *) scores_.at(op.scores_at);
+            d.lse    = (float *) scores_.at(op.lse_at);
+            d.score_stride = op.score_stride;
+        }
+        layers.push_back(d);
+    }
+    const size_t bytes = layers.size() * sizeof(decode_layer);
+    if (plan_.size() != bytes || memcmp(plan_.data(), layers.data(), bytes) != 0) {
+        plan_.assign((const char *) layers.data(), (const char *) layers.data() + bytes);
+        grow(plan_memory_, bytes);
+        const device_ptr data = store_->upload(plan_.data(), bytes);
+        check(cu().cuMemcpyDtoDAsync(plan_memory_.at(), data, bytes, store_->queue()), "the layers' descriptions");
+        drop_capture(); // parameters of its launches go with them
+    }
+}
+
+void cuda_graph::prepare_many() {
+    size_t partial = 0, tiles = 0, rows = 0, views = 0, workspace = 0;
+    for (operation & op : operations_) {
+        if (op.shape.kernel[0]) {
+            continue;
+        }
+        partial = std::max(partial, prefill_workspace_bytes(op.attention, gpu_->multiprocessors()));
+        tiles   = std::max(tiles, (size_t) prefill_tiles(op.attention));
+        rows    = std::max(rows, (size_t) op.attention.n_stream * (size_t) op.attention.n_head * (size_t) op.attention.n_tokens);
+        if (statistic_ || tracking_) {
+            workspace = std::max(workspace, statistic_workspace_bytes(op.attention));
+        }
+        if (op.mask >= 0 && !masks_[(size_t) op.mask].viewed) {
+            masks_[(size_t) op.mask].viewed   = true;
+            masks_[(size_t) op.mask].views_at = views;
+            views += (mask_view_bytes(op.attention.mask, op.attention.n_tokens) + 255) / 256 * 256;
+        }
+    }
+    grow(partial_, partial);
+    grow(arrived_, tiles * sizeof(int32_t), true);
+    grow(lse_, rows * sizeof(float));
+    grow(views_, views);
+    grow(statistic_memory_, workspace);
+}
+
+// ---- running it ----
+
+void cuda_graph::launch_few(operation & op) {
+    layer &       l = *op.l;
+    decode_params p{};
+    p.a                = op.attention;
+    p.out              = (float *) op.node->data;
+    p.out_head_bytes   = (int64_t) op.node->nb[1];
+    p.out_token_bytes  = (int64_t) op.node->nb[2];
+    p.out_stream_bytes = (int64_t) op.node->nb[3];
+    if (op.fused) {
+        p.k = (const char *) op.k->src[0]->data;
+        p.v = (const char *) op.v->src[0]->data;
+        p.k_token_bytes = (int64_t) op.k->src[0]->nb[1];
+        p.v_token_bytes = (int64_t) op.v->src[0]->nb[1];
+        p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
+        p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+        p.slot     = (const int32_t *) (store_->step() + op.slots_at);
+        p.token    = (const decode_token *) (store_->step() + op.tokens_at);
+        p.n_append = op.n_append;
+    }
+    p.n_pass   = op.shape.n_pass;
+    p.stages   = op.shape.stages;
+    p.segments = (const decode_segment *) segments_.at(op.segments_at);
+    p.exchange = (uint4 *) exchange_.at();
+    if (tracking_) {
+        p.scores = (float *) scores_.at(op.scores_at);
+        p.lse    = (float *) scores_.at(op.lse_at);
+        p.score_stride = op.score_stride;
+    }
+    gpu_->launch(store_->queue(), op.shape.kernel, op.shape.grid, 1, 1, op.shape.block, op.shape.shared, p);
+}
+
+void cuda_graph::launch_many(operation & op) {
+    layer &            l = *op.l;
+    attention_params & a = op.attention;
+    if (op.mask >= 0) {
+        seen_mask & m = masks_[(size_t) op.mask];
+        uint8_t * views = (uint8_t *) views_.at(m.views_at);
+        if (m.viewed) { // by the first operation that uses it
+            m.viewed = false;
+            const mask_views_params p{a.mask, views, a.n_tokens};
+            start(mask_views_launch(a.mask, a.n_tokens), p);
+        }
+        a.mask.views = views;
+    }
+    const bool     scored = statistic_ || std::any_of(l.heads.begin(), l.heads.end(), [](const head_store & h) { return h.track; });
+    prefill_params p{};
+    p.a                = a;
+    p.out              = (float *) op.node->data;
+    p.out_head_bytes   = (int64_t) op.node->nb[1];
+    p.out_token_bytes  = (int64_t) op.node->nb[2];
+    p.out_stream_bytes = (int64_t) op.node->nb[3];
+    p.lse              = scored ? (float *) lse_.at() : nullptr;
+    p.partial          = (float *) partial_.at();
+    p.arrived          = (int32_t *) arrived_.at();
+    start(prefill_launch(a, gpu_->multiprocessors()), p);
+    if (!scored) {
+        return;
+    }
+    statistic_params s{};
+    s.a         = a;
+    s.lse       = p.lse;
+    s.workspace = (char *) statistic_memory_.at();
+    s.track     = (const int32_t *) (store_->step() + track_at_) + op.rows->first_head() + (size_t) op.first_stream * l.n_head_kv;
+    if (statistic_) {
+        const statistic_columns & c = op.rows->columns();
+        const size_t              heads = (size_t) op.first_stream * (size_t) l.n_head_kv, column = (size_t) c.capacity * (size_t) c.rows;
+        s.buckets     = c.buckets + heads * column * (size_t) (c.n_bounds + 1);
+        s.recent      = c.recent ? c.recent + heads * column : nullptr;
+        s.bounds      = op.rows->bounds();
+        s.n_bounds    = c.n_bounds;
+        s.rows        = c.rows;
+        s.recent_from = l.cache->recent_from;
+        s.capacity    = c.capacity;
+        s.track       = nullptr;
+    }
+    start(statistic_queries_launch(a), s);
+    start(statistic_launch(a, gpu_->multiprocessors()), s);
+}
+
+void cuda_graph::launch(operation & op) {
+    layer & l = *op.l;
+    if (op.k && !op.fused) {
+        append_params p{};
+        p.pages         = op.attention.pages;
+        p.k             = (const char *) op.k->src[0]->data;
+        p.v             = (const char *) op.v->src[0]->data;
+        p.k_token_bytes = (int64_t) op.k->src[0]->nb[1];
+        p.v_token_bytes = (int64_t) op.v->src[0]->nb[1];
+        p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
+        p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+        p.slots         = (const int32_t *) (store_->step() + op.slots_at);
+        p.tokens        = (const token_label *) (store_->step() + op.tokens_at);
+        p.n_tokens      = op.n_append;
+        start(append_launch(p), p);
+    }
+    if (op.shape.kernel[0]) {
+        launch_few(op);
+    } else {
+        launch_many(op);
+    }
+}
+
+ggml_status cuda_graph::run_segment(ggml_cgraph * graph, int first, int last, int index, bool capture) {
+    if (std::all_of(graph->nodes + first, graph->nodes + last, is_view)) {
+        return GGML_STATUS_SUCCESS;
+    }
+    ggml_cgraph segment = *graph;
+    segment.size    = 0;
+    segment.n_leafs = 0;
+    segment.leafs = segment.grads = segment.grad_accs = nullptr;
+    if (capture) {
+        // ggml-cuda finds its own captures by a graph's first node. One that it has never seen makes it run directly, and
+        // not begin a capture inside of ours.
+        captured_keys_.emplace_back();
+        ggml_tensor & key = captured_keys_.back();
+        key    = ggml_tensor{};
+        key.op = GGML_OP_NONE;
+        for (int d = 0; d < GGML_MAX_DIMS; d++) {
+            key.ne[d] = 1;
+            key.nb[d] = sizeof(float);
+        }
+        captured_nodes_.emplace_back();
+        std::vector<ggml_tensor *> & nodes = captured_nodes_.back();
+        nodes.push_back(&key);
+        nodes.insert(nodes.end(), graph->nodes + first, graph->nodes + last);
+        segment.nodes   = nodes.data();
+        segment.n_nodes = (int) nodes.size();
+        segment.uid     = 0;
+    } else {
+        segment.nodes   = graph->nodes + first;
+        segment.n_nodes = last - first;
+        // without one of its own ggml-cuda would compare every node at every call
+        segment.uid = graph->uid == 0 ? 0 : ((uint64_t) 1 << 62) + graph->uid * 4096 + (uint64_t) index;
+    }
+    return inner_->iface.graph_compute(inner_, &segment);
+}
+
+ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
+    ggml_backend_event_t to_us = capture ? captured_to_us_ : to_us_, to_ggml = capture ? captured_to_ggml_ : to_ggml_;
+    const auto ggml_then_us = [&] {
+        inner_->iface.event_record(inner_, to_us);
+        check(cu().cuStreamWaitEvent(store_->queue(), event_of(to_us), 0), "waiting for ggml's stream");
+    };
+    const auto us_then_ggml = [&] {
+        check(cu().cuEventRecord(event_of(to_ggml), store_->queue()), "an event");
+        inner_->iface.event_wait(inner_, to_ggml);
+    };
+    if (capture) {
+        us_then_ggml(); // ggml's stream joins the capture
+    }
+    bool planned = false;
+    int  first = 0, index = 0;
+    for (operation & op : operations_) {
+        const ggml_status status = run_segment(graph, first, op.first, index++, capture);
+        if (status != GGML_STATUS_SUCCESS) {
+            return status;
+        }
+        ggml_then_us();
+        if (op.shape.kernel[0] && !planned) {
+            planned = true;
+            uint32_t heads = 0;
+            for (const operation & o : operations_) {
+                heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv * o.shape.n_pass));
+            }
+            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (uint4 *) exchange_.at(), exchange_.size(), (int32_t) op.shape.grid, MIN_BLOCKS, HEAD_BLOCKS};
+            gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), 1, 1, PLAN_THREADS, plan_shared((int32_t) op.shape.grid, (int32_t) heads), p);
+        }
+        launch(op);
+        us_then_ggml();
+        first = op.last + 1;
+    }
+    const ggml_status status = run_segment(graph, first, graph->n_nodes, index, capture);
+    if (planned && tracking_) {
+        uint32_t heads = 0;
+        for (const operation & o : operations_) {
+            heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv));
+        }
+        const auto * layers = (const decode_layer *) plan_memory_.at();
+        gpu_->launch(store_->queue(), "accumulate_scores", 8, heads, (uint32_t) operations_.size(), SCORE_THREADS, 0, layers);
+    }
+    if (capture) {
+        ggml_then_us();
+    }
+    return status;
+}
+
+void cuda_graph::drop_capture() {
+    if (captured_) {
+        cu().cuGraphExecDestroy(captured_);
+        captured_ = nullptr;
+    }
+    captured_uid_ = 0;
+    captured_nodes_.clear();
+    captured_keys_.clear();
+}
+
+// false: it could not be recorded, and nothing has been computed
+bool cuda_graph::capture(ggml_cgraph * graph) {
+    drop_capture();
+    if (cu().cuStreamBeginCapture(store_->queue(), CAPTURE_RELAXED) != SUCCESS) {
+        return false;
+    }
+    ggml_status          status = GGML_STATUS_FAILED;
+    const kvasir_status  done   = guarded([&] { status = run(graph, true); });
+    cuda::graph          recorded = nullptr;
+    const bool ended = cu().cuStreamEndCapture(store_->queue(), &recorded) == SUCCESS && recorded;
+    const bool ready = ended && done == KVASIR_OK && status == GGML_STATUS_SUCCESS && cu().cuGraphInstantiateWithFlags(&captured_, recorded, 0) == SUCCESS;
+    if (recorded) {
+        cu().cuGraphDestroy(recorded);
+    }
+    if (!ready) {
+        captured_ = nullptr;
+        drop_capture();
+        return false;
+    }
+    captured_uid_       = graph->uid;
+    captured_addresses_ = store_->addresses();
+    return true;
+}
+
+ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<int> & over_store, const std::function<const void *(const ggml_tensor *)> & host) {
+    find_operations(graph, over_store);
+    store_ = operations_.front().rows->store().get();
+    gpu_   = &store_->device();
+    current_context current(gpu_->primary());
+    statistic_ = operations_.front().l->cache->statistic_on;
+    masks_.clear();
+    for (operation & op : operations_) {
+        describe(op, host);
+    }
+    const bool few = std::all_of(operations_.begin(), operations_.end(), [](const operation & op) { return op.shape.kernel[0] != 0; });
+    for (operation & op : operations_) {
+        if (!few) {
+            op.shape = {};
+            op.fused = false;
+        }
+    }
+    fill_step(host);
+    store_->flush();
+    store_->put_step(step_);
+    for (operation & op : operations_) { // addresses are settled now
+        op.attention.pages   = op.rows->pages();
+        op.attention.pages.table += (size_t) op.first_stream * (size_t) op.l->n_head_kv * (size_t) op.attention.pages.table_stride;
+        op.attention.pages.n     += (size_t) op.first_stream * (size_t) op.l->n_head_kv;
+        op.attention.query_pos = (const int32_t *) (store_->step() + op.pos_at);
+    }
+    if (few) {
+        prepare_few();
+    } else {
+        prepare_many();
+    }
+    for (operation & op : operations_) {
+        if (statistic_) {
+            op.l->n_queries += op.attention.n_tokens;
+        }
+    }
+
+    const bool again = graph->uid != 0 && graph->uid == uid_;
+    uid_ = graph->uid;
+    if (few && again && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
+        refused_uid_ = graph->uid;
+    }
+    if (few && captured_ && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
+        inner_->iface.event_record(inner_, to_us_);
+        check(cu().cuStreamWaitEvent(store_->queue(), event_of(to_us_), 0), "waiting for ggml's stream");
+        check(cu().cuGraphLaunch(captured_, store_->queue()), "the captured graph");
+        check(cu().cuEventRecord(event_of(to_ggml_), store_->queue()), "an event");
+        inner_->iface.event_wait(inner_, to_ggml_);
+        return GGML_STATUS_SUCCESS;
+    }
+    return run(graph, false);
+}
+
+void cuda_graph::optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
+    for (int i = 0; i < graph->n_nodes; i++) {
+        ggml_tensor * node = graph->nodes[i];
+        if (node->op != GGML_OP_FLASH_ATTN_EXT || !side_of(node->src[1])) {
+            continue;
+        }
+        const layer * l = side_of(node->src[1])->owner;
+        for (int j = i - 1; j >= 0 && (is_view(graph->nodes[j]) || graph->nodes[j]->op == GGML_OP_SET_ROWS); j--) {
+            ggml_tensor * written = graph->nodes[j];
+            if (written->op == GGML_OP_SET_ROWS && side_of(written) && side_of(written)->owner == l) {
+                params->add_alloc_dep(params->user_data, const_cast<ggml_tensor *>(root_of(written->src[0])), node);
+            }
+        }
+    }
+}
+
+} // namespace kvasir::cuda

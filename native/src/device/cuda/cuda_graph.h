@@ -1,0 +1,107 @@
+// A graph of llama.cpp on a GPU, with the nodes over the KV cache computed by Kvasir's kernels.
+//
+// SET_ROWS of K and of V and FLASH_ATTN_EXT of a layer stand side by side but for views: one cut a layer. ggml computes
+// the segments between the cuts on its stream, Kvasir's kernels run on the store's stream, events order the two. Decode steps
+// are captured: when llama.cpp reuses a graph, its second run is recorded as one CUDA graph, ggml's segments
+// included, and from then on the whole token is one launch. What changes from token to token (lengths, slots, page tables)
+// is read from device memory, where it is put before the launch.
+#pragma once
+
+#include "../../attention/cuda/decode.h"
+#include "../../attention/cuda/statistic.h"
+#include "../../store/cache.h"
+#include "../../store/cuda_store.h"
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <vector>
+
+namespace kvasir::cuda {
+
+// whether there are kernels for the rows of a layer
+bool supports(const gpu & device, ggml_type type_k, ggml_type type_v, int32_t dim_k, int32_t dim_v, int32_t n_head, int32_t n_head_kv, page_format & format);
+
+class cuda_graph {
+public:
+    explicit cuda_graph(ggml_backend_t inner);
+    ~cuda_graph();
+    cuda_graph(const cuda_graph &) = delete;
+    cuda_graph & operator=(const cuda_graph &) = delete;
+
+    // over_store: the nodes over the store that are no views, in their order; the store's books already count what they
+    // append. host: the values of an input of the graph. Throws kvasir::error.
+    ggml_status compute(ggml_cgraph * graph, const std::vector<int> & over_store, const std::function<const void *(const ggml_tensor *)> & host);
+
+    // Keeps the rows that are appended alive until the attention of their layer has read them.
+    static void optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_params * params);
+
+private:
+    // One layer's nodes [first, last]
+    struct operation {
+        int           first = 0, last = 0;
+        ggml_tensor * k = nullptr; // SET_ROWS; none when the layer attends to rows that another one wrote
+        ggml_tensor * v = nullptr;
+        ggml_tensor * node = nullptr; // FLASH_ATTN_EXT
+        layer *       l = nullptr;
+        cuda_rows *   rows = nullptr;
+        int32_t       first_stream = 0, n_append = 0;
+        bool          fused = false;  // the decode kernel appends
+        decode_shape  shape{};        // kernel "": many queries
+        attention_params attention{};
+        size_t        tokens_at = 0, slots_at = 0, pos_at = 0, open_at = 0; // in the step
+        int32_t       mask = -1;      // of masks_
+        size_t        segments_at = 0, scores_at = 0, lse_at = 0;
+        int64_t       score_stride = 0;
+    };
+    // the tokens that one k_idxs tensor places: the layers of one of llama.cpp's caches share it
+    struct placed_tokens {
+        const ggml_tensor * indices;
+        int32_t             first_stream;
+        size_t              at;
+    };
+    struct seen_mask {
+        const ggml_tensor *  tensor;
+        std::vector<int32_t> open; // [stream] cells below this are seen by every query
+        size_t               views_at;
+        bool                 viewed;
+    };
+
+    ggml_backend_t         inner_;
+    gpu *                  gpu_ = nullptr;
+    cuda_store *           store_ = nullptr; // of the graph that was computed last
+    ggml_backend_event_t   to_us_ = nullptr, to_ggml_ = nullptr, captured_to_us_ = nullptr, captured_to_ggml_ = nullptr;
+    std::deque<operation>  operations_;
+    std::vector<placed_tokens> placed_;
+    std::vector<seen_mask> masks_;
+    std::vector<char>      step_;            // uploaded before the graph runs
+    size_t                 track_at_ = 0;
+    bool                   tracking_ = false, statistic_ = false;
+
+    uint64_t   uid_ = 0, captured_uid_ = 0, captured_addresses_ = 0, refused_uid_ = 0;
+    graph_exec captured_ = nullptr;
+    std::vector<std::vector<ggml_tensor *>> captured_nodes_; // of its segments
+    std::deque<ggml_tensor>                 captured_keys_;
+
+    std::vector<char> plan_;                 // decode_layer of the layers, as on the device
+    std::map<const layer *, int64_t> score_strides_;
+    device_buffer     plan_memory_, segments_, exchange_, epoch_, scores_, partial_, arrived_, lse_, views_, statistic_memory_;
+
+    void find_operations(ggml_cgraph * graph, const std::vector<int> & over_store);
+    void describe(operation & op, const std::function<const void *(const ggml_tensor *)> & host);
+    void fill_step(const std::function<const void *(const ggml_tensor *)> & host);
+    size_t add(size_t bytes);                // room in the step
+    bool grow(device_buffer & buffer, size_t bytes, bool zero = false);
+    void prepare_few();
+    void prepare_many();
+    ggml_status run(ggml_cgraph * graph, bool capture);
+    ggml_status run_segment(ggml_cgraph * graph, int first, int last, int index, bool capture);
+    bool capture(ggml_cgraph * graph);
+    void drop_capture();
+    void launch(operation & op);
+    void launch_few(operation & op);
+    void launch_many(operation & op);
+    template <typename P> void start(const kvasir::cuda::launch & l, const P & p) { gpu_->launch(store_->queue(), l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p); }
+};
+
+} // namespace kvasir::cuda

@@ -1,0 +1,523 @@
+#include "cuda_store.h"
+
+#include "../error.h"
+#include "cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvasir::cuda {
+
+namespace {
+
+constexpr size_t STAGINGS = 4;
+
+size_t grown(size_t wanted) {
+    size_t size = (size_t) 64 << 10;
+    while (size < wanted) {
+        size *= 2;
+    }
+    return size;
+}
+
+int32_t pages_for(int32_t slots) { return (slots + PAGE_SLOTS - 1) / PAGE_SLOTS; }
+
+} // namespace
+
+// ---- device memory ----
+
+device_buffer::~device_buffer() { free(); }
+
+bool device_buffer::reserve(size_t bytes) {
+    if (bytes <= size_) {
+        return false;
+    }
+    free();
+    const size_t size = grown(bytes);
+    check(cu().cuMemAlloc(&address_, size), "device memory for the KV cache's books");
+    size_ = size;
+    return true;
+}
+
+void device_buffer::free() {
+    if (address_) {
+        cu().cuMemFree(address_);
+        address_ = 0;
+        size_    = 0;
+    }
+}
+
+// ---- the store ----
+
+cuda_store::cuda_store(gpu & device) : device_(device), stagings_(STAGINGS) {
+    current_context current(device_.primary());
+    check(cu().cuStreamCreate(&queue_, STREAM_NON_BLOCKING), "a CUDA stream");
+    for (staging & s : stagings_) {
+        check(cu().cuEventCreate(&s.used, EVENT_DISABLE_TIMING), "a CUDA event");
+    }
+}
+
+cuda_store::~cuda_store() {
+    cu().cuCtxSetCurrent(device_.primary()); // the thread that frees a context goes on to free ggml's own buffers
+    cu().cuStreamSynchronize(queue_);
+    pages_.clear();
+    for (staging & s : stagings_) {
+        cu().cuEventDestroy(s.used);
+        if (s.host) {
+            cu().cuMemFreeHost(s.host);
+        }
+    }
+    cu().cuStreamDestroy(queue_);
+}
+
+void cuda_store::synchronize() { check(cu().cuStreamSynchronize(queue_), "the KV cache's stream"); }
+
+int32_t cuda_store::add(cuda_rows * rows, int n_heads, uint32_t page_bytes) {
+    const int32_t first = n_heads_;
+    n_heads_ += n_heads;
+    rows->index_ = (int32_t) rows_.size();
+    rows_.push_back(rows);
+    page_set & set = pages_[page_bytes];
+    if (!set.pool) {
+        set.pool = std::make_unique<page_pool>(device_.id(), page_bytes, (int32_t) (device_.total_memory() / page_bytes));
+    }
+    addresses_changed();
+    return first;
+}
+
+void cuda_store::remove(cuda_rows * rows) { // the others keep their numbers
+    rows_[(size_t) rows->index_] = nullptr;
+    addresses_changed();
+}
+
+cuda_store::staging & cuda_store::next_staging(size_t bytes) {
+    // all that was launched so far may read the block that is left behind, and nothing later will
+    check(cu().cuEventRecord(stagings_[staging_].used, queue_), "an event");
+    staging_    = (staging_ + 1) % STAGINGS;
+    staging & s = stagings_[staging_];
+    check(cu().cuEventSynchronize(s.used), "an event");
+    if (bytes > s.size) {
+        if (s.host) {
+            check(cu().cuMemFreeHost(s.host), "pinned memory");
+            s.host = nullptr;
+            s.size = 0;
+        }
+        check(cu().cuMemHostAlloc(&s.host, grown(bytes), 0), "pinned memory");
+        s.size = grown(bytes);
+    }
+    return s;
+}
+
+device_ptr cuda_store::upload(const void * data, size_t bytes) {
+    staging & s = next_staging(bytes);
+    s.memory.reserve(bytes);
+    memcpy(s.host, data, bytes);
+    check(cu().cuMemcpyHtoDAsync(s.memory.at(), s.host, bytes, queue_), "an upload");
+    return s.memory.at();
+}
+
+void cuda_store::put_step(const std::vector<char> & data) {
+    if (data.size() > step_.size()) {
+        synchronize();
+        step_.reserve(data.size());
+        addresses_changed();
+    }
+    staging & s = next_staging(data.size());
+    memcpy(s.host, data.data(), data.size());
+    check(cu().cuMemcpyHtoDAsync(step_.at(), s.host, data.size(), queue_), "an upload");
+}
+
+device_ptr cuda_store::layers() {
+    if (layers_of_ != addresses_) {
+        if (step_.size() == 0) {
+            step_.reserve(step_begin());
+        }
+        std::vector<layer_pages> all;
+        for (const cuda_rows * rows : rows_) {
+            all.push_back(rows ? rows->pages() : layer_pages{});
+        }
+        const size_t bytes = all.size() * sizeof(layer_pages);
+        synchronize();
+        layers_.reserve(bytes);
+        staging & s = next_staging(bytes);
+        memcpy(s.host, all.data(), bytes);
+        check(cu().cuMemcpyHtoDAsync(layers_.at(), s.host, bytes, queue_), "an upload");
+        layers_of_ = addresses_;
+    }
+    return layers_.at();
+}
+
+device_ptr cuda_store::columns() {
+    std::vector<statistic_columns> all;
+    bool any = false;
+    for (const cuda_rows * rows : rows_) {
+        all.push_back(rows ? rows->columns_ : statistic_columns{});
+        any = any || all.back().buckets;
+    }
+    return any ? upload(all.data(), all.size() * sizeof all[0]) : 0;
+}
+
+void cuda_store::run_queued() {
+    if (!keeps_.empty()) {
+        uint32_t shared = 0;
+        for (const keep_item & item : keeps_) {
+            shared = std::max(shared, keep_shared(rows_[(size_t) item.layer]->format_));
+        }
+        const keep_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const keep_item *) upload(keeps_.data(), keeps_.size() * sizeof keeps_[0]),
+                            (const int32_t *) upload(keep_slots_.data(), std::max<size_t>(keep_slots_.size(), 1) * sizeof(int32_t))};
+        const launch l = keep_launch((int32_t) keeps_.size(), shared);
+        device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    }
+    if (!moves_.empty()) {
+        const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0]),
+                            (int32_t) moves_.size()};
+        const launch l = move_launch(p.n);
+        device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    }
+    for (cuda_rows * rows : rows_) {
+        if (rows) {
+            std::fill(rows->queued_.begin(), rows->queued_.end(), (uint8_t) 0);
+        }
+    }
+    keeps_.clear();
+    keep_slots_.clear();
+    moves_.clear();
+    // A page that was given back may be another head's by now: it is cleared only after the rows above have been read.
+    for (auto & [bytes, set] : pages_) {
+        if (!set.to_zero.empty()) {
+            const page_list_params p{(char *) set.pool->base(), (const int32_t *) upload(set.to_zero.data(), set.to_zero.size() * sizeof(int32_t)), bytes};
+            const launch l = zero_pages_launch((int32_t) set.to_zero.size());
+            device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+            set.to_zero.clear();
+        }
+    }
+    if (!words_.empty()) {
+        const words_params p{(const word *) upload(words_.data(), words_.size() * sizeof words_[0]), (int32_t) words_.size()};
+        device_.launch(queue_, "write_words", ((uint32_t) words_.size() + WORDS_THREADS - 1) / WORDS_THREADS, 1, 1, WORDS_THREADS, 0, p);
+        words_.clear();
+    }
+}
+
+void cuda_store::return_memory() {
+    for (auto & [bytes, set] : pages_) {
+        if (!set.pool->worth_compacting()) {
+            continue;
+        }
+        std::vector<int32_t> pairs;
+        set.pool->compact([&, owners = &set.owners](int32_t from, int32_t to) {
+            const page_owner o = (*owners)[(size_t) from];
+            pairs.push_back(from);
+            pairs.push_back(to);
+            (*owners)[(size_t) to] = o;
+            const size_t entry = (size_t) o.head * o.rows->stride_ + o.index;
+            o.rows->table_[entry] = to;
+            words_.push_back({(int32_t *) o.rows->device_table_.at(entry * sizeof(int32_t)), to, 0});
+        });
+        if (!pairs.empty()) {
+            const page_list_params p{(char *) set.pool->base(), (const int32_t *) upload(pairs.data(), pairs.size() * sizeof(int32_t)), bytes};
+            const launch l = move_pages_launch((int32_t) pairs.size() / 2);
+            device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+            run_queued(); // the tables follow
+        }
+        synchronize();
+        set.pool->unmap_free();
+    }
+}
+
+void cuda_store::flush() {
+    current_context current(device_.primary());
+    const bool kept = !keeps_.empty();
+    run_queued();
+    if (kept) {
+        return_memory();
+    }
+    for (cuda_rows * rows : rows_) {
+        if (rows) {
+            rows->label();
+        }
+    }
+}
+
+// ---- the rows of a layer ----
+
+cuda_rows::cuda_rows(std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads)
+    : store_(std::move(store)), format_(format), layer_(l), stride_(pages_for(l.n_cells)), table_((size_t) n_heads * (size_t) stride_, 0),
+      held_((size_t) n_heads, 0), queued_((size_t) n_heads, 0), exact_((size_t) n_heads, 0), unlabelled_((size_t) n_heads, 0) {
+    current_context current(store_->device_.primary());
+    device_table_.reserve(table_.size() * sizeof(int32_t));
+    first_head_ = store_->add(this, n_heads, format.bytes);
+}
+
+cuda_rows::~cuda_rows() {
+    guarded([&] {
+        current_context current(store_->device_.primary());
+        store_->run_queued();
+        store_->synchronize();
+        for (int head = 0; head < n_heads(); head++) {
+            give_back(head, 0);
+        }
+        store_->remove(this);
+        device_table_.free();
+        sums_.free();
+    });
+}
+
+layer_pages cuda_rows::pages() const {
+    layer_pages p{};
+    p.format       = format_;
+    p.pool         = (char *) store_->pages_.at(format_.bytes).pool->base();
+    p.table        = (const int32_t *) device_table_.at();
+    p.n            = (const int32_t *) store_->step_.at() + first_head_;
+    p.table_stride = stride_;
+    p.n_head_kv    = layer_.n_head_kv > 0 ? layer_.n_head_kv : n_heads() / layer_.n_stream;
+    return p;
+}
+
+void cuda_rows::reserve(const int32_t * n) {
+    auto & set = store_->pages_.at(format_.bytes);
+    std::vector<std::pair<int, int32_t>> taken; // head, pages before
+    current_context current(store_->device_.primary());
+    try {
+        for (int head = 0; head < n_heads(); head++) {
+            const int32_t wanted = pages_for(n[head]);
+            if (wanted <= held_[(size_t) head]) {
+                continue;
+            }
+            taken.push_back({head, held_[(size_t) head]});
+            while (held_[(size_t) head] < wanted) {
+                const int32_t page  = set.pool->take();
+                const int32_t index = held_[(size_t) head]++;
+                const size_t  entry = (size_t) head * stride_ + index;
+                set.owners.resize(std::max(set.owners.size(), (size_t) page + 1));
+                set.owners[(size_t) page] = {this, head, index};
+                table_[entry] = page;
+                set.to_zero.push_back(page);
+                store_->words_.push_back({(int32_t *) device_table_.at(entry * sizeof(int32_t)), page, 0});
+            }
+        }
+    } catch (...) {
+        for (const auto & [head, before] : taken) {
+            give_back(head, before);
+        }
+        throw;
+    }
+}
+
+void cuda_rows::give_back(int head, int32_t pages) {
+    auto & set = store_->pages_.at(format_.bytes);
+    while (held_[(size_t) head] > pages) {
+        set.pool->give_back(table_[(size_t) head * stride_ + --held_[(size_t) head]]);
+    }
+}
+
+// A keep or a move sees the tables of before the pages that were taken since, and none of another one for the same head.
+void cuda_rows::keep(int head, const int32_t * slots, int32_t n, int32_t n_before) {
+    if (queued_[(size_t) head] || !store_->words_.empty()) {
+        current_context current(store_->device_.primary());
+        store_->run_queued();
+    }
+    store_->keeps_.push_back({index_, head, n, 0, (int64_t) store_->keep_slots_.size()});
+    store_->keep_slots_.insert(store_->keep_slots_.end(), slots, slots + n);
+    queued_[(size_t) head] = exact_[(size_t) head] = 1;
+}
+
+void cuda_rows::move(int head, int32_t from, int32_t to) {
+    if (queued_[(size_t) head] || !store_->words_.empty()) {
+        current_context current(store_->device_.primary());
+        store_->run_queued();
+    }
+    store_->moves_.push_back({index_, head, from, to});
+    queued_[(size_t) head] = 1;
+}
+
+void cuda_rows::release(int head, int32_t n) {
+    // a head in steady state appends a slot and drops one at every step: a page in reserve spares it coming and going
+    const int32_t reserve = exact_[(size_t) head] ? 0 : 1;
+    exact_[(size_t) head] = 0;
+    give_back(head, std::min(held_[(size_t) head], pages_for(n) + reserve));
+}
+
+void cuda_rows::clear() {
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    for (int head = 0; head < n_heads(); head++) {
+        give_back(head, 0);
+    }
+    std::fill(unlabelled_.begin(), unlabelled_.end(), (uint8_t) 0);
+    store_->return_memory();
+}
+
+void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    std::vector<int32_t> wanted(held_.size());
+    for (size_t head = 0; head < held_.size(); head++) {
+        wanted[head] = (int)head == to ? n : 0;
+    }
+    reserve(wanted.data());
+    store_->run_queued();
+    const size_t row = is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes;
+    if (store_->scratch_.size() < row * (size_t) n) {
+        store_->synchronize();
+        store_->scratch_.reserve(row * (size_t) n);
+    }
+    span("gather", from, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
+    span("scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
+    unlabelled_[(size_t) to] = 1;
+}
+
+void cuda_rows::span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data) {
+    const span_item   item{index_, head, first, n, side, 0, 0};
+    const layer_pages * layers = (const layer_pages *) store_->layers();
+    const span_params p{layers, (const span_item *) store_->upload(&item, sizeof item), (char *) data};
+    const launch      l = span_launch(kernel, 1, n);
+    store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+}
+
+void cuda_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    const size_t bytes = (size_t) n * (is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes);
+    if (store_->scratch_.size() < bytes) {
+        store_->synchronize();
+        store_->scratch_.reserve(bytes);
+    }
+    span("gather", head, is_k ? SIDE_K : SIDE_V, first, n, store_->scratch_.at());
+    check(cu().cuMemcpyDtoHAsync(rows, store_->scratch_.at(), bytes, store_->queue_), "reading the KV cache");
+    store_->synchronize();
+}
+
+void cuda_rows::write(bool is_k, int head, int32_t first, int32_t n, const char * rows) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    std::vector<int32_t> wanted(held_.size());
+    wanted[(size_t) head] = first + n;
+    reserve(wanted.data());
+    store_->run_queued();
+    const device_ptr data = store_->upload(rows, (size_t) n * (is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes));
+    span("scatter", head, is_k ? SIDE_K : SIDE_V, first, n, data);
+    unlabelled_[(size_t) head] = 1;
+}
+
+void cuda_rows::label() {
+    for (int head = 0; head < n_heads(); head++) {
+        const head_store & h = layer_.heads[(size_t) head];
+        if (!unlabelled_[(size_t) head] || h.n == 0) {
+            continue;
+        }
+        std::vector<token_label> labels((size_t) h.n);
+        for (int32_t slot = 0; slot < h.n; slot++) {
+            labels[(size_t) slot] = {0, h.cell[slot], h.pos[slot], 0};
+        }
+        span("labels", head, 0, 0, h.n, store_->upload(labels.data(), labels.size() * sizeof labels[0]));
+        unlabelled_[(size_t) head] = 0;
+    }
+}
+
+void cuda_rows::flush() { store_->flush(); }
+
+size_t cuda_rows::resident_bytes() const {
+    size_t bytes = device_table_.size() + sums_.size();
+    for (int32_t pages : held_) {
+        bytes += (size_t) pages * format_.bytes;
+    }
+    return bytes;
+}
+
+void cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    const size_t bytes = (size_t) n * sizeof(float);
+    if (store_->scratch_.size() < bytes) {
+        store_->synchronize();
+        store_->scratch_.reserve(bytes);
+    }
+    span("value_norms", head, SIDE_V, first, n, store_->scratch_.at());
+    check(cu().cuMemcpyDtoHAsync(norms, store_->scratch_.at(), bytes, store_->queue_), "reading the norms of values");
+    store_->synchronize();
+}
+
+void cuda_rows::read_scores(int head, int32_t n, float * scores) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    const size_t bytes = (size_t) n * sizeof(float);
+    if (store_->scratch_.size() < bytes) {
+        store_->synchronize();
+        store_->scratch_.reserve(bytes);
+    }
+    span("scores", head, 0, 0, n, store_->scratch_.at());
+    check(cu().cuMemcpyDtoHAsync(scores, store_->scratch_.at(), bytes, store_->queue_), "reading scores");
+    store_->synchronize();
+}
+
+// ---- the statistic ----
+
+bool cuda_rows::start_sums(const statistic & stat) {
+    current_context current(store_->device_.primary());
+    sums_.free();
+    const int32_t rows = stat.rows, n_bounds = stat.n_bounds;
+    const bool    recent = stat.recent_from >= 0;
+    bounds_.reserve(std::max<size_t>((size_t) n_bounds, 1) * sizeof(int32_t));
+    if (n_bounds > 0) {
+        const device_ptr bounds = store_->upload(stat.bounds, (size_t) n_bounds * sizeof(int32_t));
+        check(cu().cuMemcpyDtoDAsync(bounds_.at(), bounds, (size_t) n_bounds * sizeof(int32_t), store_->queue_), "the statistic's bounds");
+    }
+    const size_t capacity = (size_t) stride_ * PAGE_SLOTS, column = capacity * sizeof(float);
+    const size_t buckets = held_.size() * (size_t) rows * (size_t) (n_bounds + 1) * column;
+    const size_t bytes   = buckets + (recent ? held_.size() * (size_t) rows * column : 0);
+    sums_.reserve(bytes);
+    check(cu().cuMemsetD8Async(sums_.at(), 0, bytes, store_->queue_), "the statistic's memory");
+    columns_ = {(float *) sums_.at(), recent ? (float *) sums_.at(buckets) : nullptr, n_bounds, rows, (int64_t) capacity};
+    return true;
+}
+
+// column: of [rows][n_bounds + 1], then of recent's [rows]
+void cuda_rows::read_sums(int head, int32_t column, int32_t n, float * sums) {
+    if (n == 0) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    const int32_t in_buckets = columns_.rows * (columns_.n_bounds + 1);
+    const float * from = column < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + column) * (size_t) columns_.capacity
+                                             : columns_.recent + ((size_t) head * columns_.rows + column - in_buckets) * (size_t) columns_.capacity;
+    check(cu().cuMemcpyDtoHAsync(sums, (device_ptr) from, (size_t) n * sizeof(float), store_->queue_), "reading the statistic");
+    store_->synchronize();
+}
+
+void cuda_rows::stop_sums() {
+    if (!columns_.buckets) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    std::vector<char> step((size_t) store_->n_heads_ * sizeof(int32_t));
+    for (const cuda_rows * rows : store_->rows_) {
+        for (int head = 0; rows && head < rows->n_heads(); head++) {
+            ((int32_t *) step.data())[rows->first_head_ + head] = rows->layer_.heads[(size_t) head].n;
+        }
+    }
+    store_->put_step(step);
+    const statistic_totals_params p{pages(), columns_.buckets, n_heads(), columns_.n_bounds, columns_.rows, columns_.capacity};
+    const launch                  l = statistic_totals_launch(p.pages, n_heads());
+    store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    store_->synchronize();
+    sums_.free();
+    columns_ = {};
+}
+
+} // namespace kvasir::cuda

@@ -1,0 +1,168 @@
+// Rows in pages of device memory (attention/cuda/pages.h), and what the layers of one context on one GPU share: a stream, the
+// pages, and a way for small data to get to the device.
+//
+// Everything that touches the pages runs on the store's stream, in order, so nothing here waits but what brings data to
+// the host and what returns memory. keep and move are put off until flush(), and then take one launch each for all heads.
+#pragma once
+
+#include "../attention/cuda/statistic.h"
+#include "../attention/cuda/store_ops.h"
+#include "../attention/cuda/words.h"
+#include "../device/cuda/cuda_device.h"
+#include "cuda_pool.h"
+#include "row_memory.h"
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+namespace kvasir {
+struct layer;
+}
+
+namespace kvasir::cuda {
+
+class cuda_rows;
+
+// Device memory that grows; its contents are lost when it does.
+class device_buffer {
+public:
+    device_buffer() = default;
+    ~device_buffer();
+    device_buffer(const device_buffer &) = delete;
+    device_buffer & operator=(const device_buffer &) = delete;
+
+    bool       reserve(size_t bytes); // true: the address has changed. The device must not be using the old memory
+    void       free();
+    device_ptr at(size_t offset = 0) const { return address_ + offset; }
+    size_t     size() const { return size_; }
+
+private:
+    device_ptr address_ = 0;
+    size_t     size_    = 0;
+};
+
+class cuda_store {
+public:
+    explicit cuda_store(gpu & device);
+    ~cuda_store();
+    cuda_store(const cuda_store &) = delete;
+    cuda_store & operator=(const cuda_store &) = delete;
+
+    gpu &  device() { return device_; }
+    stream queue() const { return queue_; }
+    void   synchronize();
+
+    // Copies data into device memory that stays for what is launched until the third upload after this one.
+    device_ptr upload(const void * data, size_t bytes);
+
+    // What a graph reads: the lengths of all heads first, [heads of all layers] i32, then whatever the graph needs. The address
+    // only changes when more is needed than ever before, and then addresses() does too.
+    device_ptr step() const { return step_.at(); }
+    void       put_step(const std::vector<char> & data);
+    size_t     step_begin() const { return (size_t) n_heads_ * sizeof(int32_t); }
+
+    uint64_t   addresses() const { return addresses_; } // a number for the addresses that kernels are given
+    void       addresses_changed() { addresses_++; }
+    device_ptr layers();                                // layer_pages of all layers
+    const std::vector<cuda_rows *> & all() const { return rows_; }
+
+    void flush();
+
+private:
+    friend class cuda_rows;
+
+    struct staging {
+        void *        host = nullptr;
+        size_t        size = 0;
+        device_buffer memory;
+        event         used = nullptr;
+    };
+    struct page_owner {
+        cuda_rows * rows;
+        int32_t     head, index;
+    };
+    struct page_set {
+        std::unique_ptr<page_pool> pool;
+        std::vector<page_owner>    owners;  // by page
+        std::vector<int32_t>       to_zero;
+    };
+
+    gpu &                        device_;
+    stream                       queue_ = nullptr;
+    std::vector<staging>         stagings_;
+    size_t                       staging_ = 0;
+    std::map<uint32_t, page_set> pages_; // by the size of a page
+    std::vector<cuda_rows *>     rows_;  // by layer of the store
+    int32_t                      n_heads_ = 0;
+    device_buffer                step_, layers_, scratch_;
+    uint64_t                     addresses_ = 1, layers_of_ = 0;
+
+    std::vector<word>      words_;
+    std::vector<keep_item> keeps_;
+    std::vector<int32_t>   keep_slots_;
+    std::vector<move_item> moves_;
+
+    int32_t  add(cuda_rows * rows, int n_heads, uint32_t page_bytes); // returns the first of its heads
+    void     remove(cuda_rows * rows);
+    staging & next_staging(size_t bytes);
+    void     run_queued();      // keeps, moves, new pages, words
+    void     return_memory();
+    device_ptr columns();       // statistic_columns of all layers, or 0
+};
+
+class cuda_rows final : public row_memory {
+public:
+    // l: the layer whose rows these are; its books are read when cells have to be brought to the device
+    cuda_rows(std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads);
+    ~cuda_rows() override;
+
+    void   reserve(const int32_t * n) override;
+    void   keep(int head, const int32_t * slots, int32_t n, int32_t n_before) override;
+    void   move(int head, int32_t from, int32_t to) override;
+    void   release(int head, int32_t n) override;
+    void   clear() override;
+    void   copy(int from, int to, int32_t n, bool is_k) override;
+    void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
+    void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
+    void   flush() override;
+    size_t resident_bytes() const override;
+
+    void   value_norms(int head, int32_t first, int32_t n, float * norms) override;
+    void   read_scores(int head, int32_t n, float * scores) override;
+    bool   start_sums(const statistic & stat) override;
+    void   read_sums(int head, int32_t column, int32_t n, float * sums) override;
+    void   stop_sums() override;
+
+    const std::shared_ptr<cuda_store> & store() const { return store_; }
+    layer_pages               pages() const;
+    const page_format &       format() const { return format_; }
+    int32_t                   first_head() const { return first_head_; }
+    int32_t                   n_heads() const { return (int32_t) held_.size(); }
+    const layer &             books() const { return layer_; }
+    const statistic_columns & columns() const { return columns_; }
+    const int32_t *           bounds() const { return (const int32_t *) bounds_.at(); } // of the statistic
+
+private:
+    friend class cuda_store;
+
+    std::shared_ptr<cuda_store> store_;
+    page_format                 format_;
+    const layer &               layer_;
+    int32_t                     index_ = 0, first_head_ = 0, stride_ = 0;
+    std::vector<int32_t>        table_; // [head][stride_], as on the device once words are written
+    device_buffer               device_table_;
+    std::vector<int32_t>        held_;  // [head] pages
+    std::vector<uint8_t>        queued_; // [head] a keep or move waits
+    std::vector<uint8_t>        exact_;  // [head] after a keep no page may stay in reserve
+    std::vector<uint8_t>        unlabelled_; // [head] cells and positions of its slots are not on the device
+    statistic_columns           columns_{};
+    device_buffer               sums_, bounds_;
+
+    void give_back(int head, int32_t pages);
+    void span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data);
+    void label();
+};
+
+} // namespace kvasir::cuda
