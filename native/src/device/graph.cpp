@@ -5,6 +5,7 @@
 
 #include "../attention/portable/portable_attention.h"
 #include "../error.h"
+#include "../store/host_rows.h"
 
 #include <algorithm>
 #include <chrono>
@@ -63,7 +64,12 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
         const ggml_type type = s->tensor->type;
         rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
     }
-    l.configure(n_head, n_head_kv, dim_k, dim_v);
+    if (!l.configured()) {
+        l.attention = l.cache->attention;
+        l.k.format  = rows_format(k->tensor->type, dim_k, /*tiled =*/ true);
+        l.v.format  = rows_format(v->tensor->type, dim_v, /*tiled =*/ false);
+        l.configure(n_head, n_head_kv, std::make_unique<host_rows>(l.k.format, l.v.format, l.n_stream * n_head_kv, l.n_cells));
+    }
     if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);
         return false;
@@ -129,7 +135,8 @@ static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
         const float * values = (const float *) ((const char *) src->data + (size_t) i * src->nb[1]);
         for (int32_t h = 0; h < l.n_head_kv; h++) {
             const int index = l.index(stream, h);
-            rows_write(s.format, s.rows(index), l.slot_plus_1[index][cell] - 1, values + (size_t) h * s.format.dim);
+            const head_store & head = l.heads[(size_t) index];
+            rows_write(s.format, s.is_k ? head.k : head.v, l.slot_plus_1[index][cell] - 1, values + (size_t) h * s.format.dim);
         }
     }
     note_time(n, begin);
@@ -187,12 +194,25 @@ void store_graph::prepare_append(ggml_tensor * node) {
     if (s->is_k) {
         l.query_pos.resize((size_t) n);
     }
+    wanted_.resize(l.heads.size());
+    for (size_t h = 0; h < wanted_.size(); h++) {
+        wanted_[h] = l.heads[h].n;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = index_of(idx, i);
+        if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
+            throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
+        }
+        for (int32_t h = 0; h < l.n_head_kv; h++) {
+            const int index = l.index((int32_t) (row / l.n_cells), h);
+            wanted_[(size_t) index] += l.slot_plus_1[(size_t) index][row % l.n_cells] == 0;
+        }
+    }
+    l.rows->flush();
+    l.rows->reserve(wanted_.data());
     for (int64_t i = 0; i < n; i++) {
         const int64_t row    = index_of(idx, i);
         const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
-        if (row < 0 || stream >= l.n_stream) {
-            throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
-        }
         const int32_t pos = !s->is_k ? -1 : known ? ((const int32_t *) positions->data)[i] : cell;
         if (s->is_k) {
             l.query_pos[(size_t) i] = pos;
@@ -304,12 +324,13 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     kvasir_cache * cache = nullptr;
     for (int i : over_store_) {
         ggml_tensor * node = graph->nodes[i];
+        cache = side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache;
+        cache->report_failure();
         if (node->op == GGML_OP_SET_ROWS) {
             prepare_append(node);
         } else {
             prepare_attention(node, n_threads);
         }
-        cache = nodes_[used_ - 1].l->cache;
     }
     if (!cache) {
         return inner->iface.graph_compute(inner, graph);
@@ -317,7 +338,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     const int64_t prepared = now_ns();
 
     ggml_status status;
-    if (cache->attention == KVASIR_ATTENTION_PORTABLE) {
+    if (nodes_[0].l->attention == KVASIR_ATTENTION_PORTABLE) { // all layers of one device have the same path
         status = compute_portable(inner, graph);
     } else {
         for (size_t i = 0; i < used_; i++) {

@@ -40,6 +40,7 @@ private:
     std::vector<int>       over_store_;          // indices of its nodes over the store
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
+    std::vector<int32_t>   wanted_;              // slots of each head of a layer after an append
 
     void find_nodes(const ggml_cgraph * graph);
     store_node & next();

@@ -86,7 +86,7 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t 
     kv_sizes.clear();
     if (kv && construction::current()) {
         ggml_backend_buffer_t buffer = nullptr;
-        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, construction::current()->cache, size); });
+        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, self(type)->inner, construction::current()->cache, size); });
         return buffer;
     }
     ggml_backend_buffer_type_t t = inner_type(type);
