@@ -182,6 +182,8 @@ KVASIR_API enum kvasir_status kvasir_statistic_read(const struct kvasir_cache * 
         float * buckets, float * recent, int64_t * n_queries) KVASIR_NOEXCEPT;
 // whether the head's score goes on being accumulated by every query (on by default: 0)
 KVASIR_API enum kvasir_status kvasir_cache_track(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, int32_t on) KVASIR_NOEXCEPT;
+// Brings the scores in the head's view up to date. On the CPU they always are; a GPU accumulates them in its own memory.
+KVASIR_API enum kvasir_status kvasir_cache_scores(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head) KVASIR_NOEXCEPT;
 
 /* ---- measurement ---- */
 

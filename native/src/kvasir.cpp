@@ -322,6 +322,9 @@ kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index
         const head_store & h = l.heads[(size_t) i];
         require(first_slot >= 0 && n_slots >= 0 && first_slot <= h.n - n_slots, "no such slots");
         require(norms || n_slots == 0, "norms is NULL");
+        if (l.rows->value_norms(i, first_slot, n_slots, norms)) {
+            return;
+        }
         const size_t       dim = (size_t) l.v.format.dim;
         std::vector<float> values((size_t) n_slots * dim);
         read_floats(l, false, i, first_slot, n_slots, values.data());
@@ -355,16 +358,14 @@ kvasir_status kvasir_statistic_read(const kvasir_cache * cache, int32_t index, i
         const layer & l = checked_layer(cache, index);
         const int     i = cache->head_at(l, stream, head);
         require(cache->statistic_on, "no statistic is running");
-        const statistic    s = cache->statistic_of(l);
-        const head_store & h = l.heads[(size_t) i];
-        require(!recent || h.recent, "the statistic was started without recent_from");
-        const auto copy = [&](float * to, const float * from, int32_t columns) {
-            for (int32_t c = 0; to && c < columns; c++) {
-                memcpy(to + (size_t) c * h.n, from + (size_t) c * s.capacity, (size_t) h.n * sizeof(float));
-            }
-        };
-        copy(buckets, h.buckets, s.rows * (s.n_bounds + 1));
-        copy(recent, h.recent, s.rows);
+        const statistic s = cache->statistic_of(l);
+        require(!recent || s.recent_from >= 0, "the statistic was started without recent_from");
+        if (buckets) {
+            l.read_sums(i, s, false, buckets);
+        }
+        if (recent) {
+            l.read_sums(i, s, true, recent);
+        }
         if (n_queries) {
             *n_queries = l.n_queries;
         }
@@ -375,6 +376,14 @@ kvasir_status kvasir_cache_track(kvasir_cache * cache, int32_t index, int32_t st
     return guarded([&] {
         layer & l = checked_layer(cache, index);
         l.heads[(size_t) cache->head_at(l, stream, head)].track = on != 0;
+    });
+}
+
+kvasir_status kvasir_cache_scores(kvasir_cache * cache, int32_t index, int32_t stream, int32_t head) noexcept {
+    return guarded([&] {
+        layer &   l = checked_layer(cache, index);
+        const int i = cache->head_at(l, stream, head);
+        l.rows->read_scores(i, l.heads[(size_t) i].n, l.heads[(size_t) i].score);
     });
 }
 

@@ -72,6 +72,7 @@ void backend_event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
 void backend_graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
     ggml_backend_t b = inner_of(backend);
     b->iface.graph_optimize(b, graph, params);
+    cuda::cuda_graph::optimize(graph, params); // nothing to do where no layer is on a GPU
 }
 
 } // namespace

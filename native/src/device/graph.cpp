@@ -5,6 +5,7 @@
 
 #include "../attention/portable/portable_attention.h"
 #include "../error.h"
+#include "../store/cuda_store.h"
 #include "../store/host_rows.h"
 
 #include <algorithm>
@@ -30,6 +31,8 @@ bool touches_store(const ggml_tensor * node) {
     }
     return false;
 }
+
+static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
 
 static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     side * k = side_of(node->src[1]);
@@ -66,6 +69,19 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     }
     if (!l.configured()) {
         l.attention = l.cache->attention;
+        cuda::page_format pages{};
+        std::string       none;
+        cuda::gpu *       gpu = l.attention == KVASIR_ATTENTION_NATIVE ? cuda::gpu::of(l.device, none) : nullptr;
+        if (gpu && cuda::supports(*gpu, k->tensor->type, v->tensor->type, dim_k, dim_v, n_head, n_head_kv, pages)) {
+            l.k.format  = rows_format(k->tensor->type, dim_k, /*tiled =*/ false);
+            l.v.format  = rows_format(v->tensor->type, dim_v, /*tiled =*/ false);
+            auto & store = l.cache->gpus[l.device];
+            if (!store) {
+                store = std::make_shared<cuda::cuda_store>(*gpu);
+            }
+            l.configure(n_head, n_head_kv, std::make_unique<cuda::cuda_rows>(store, pages, l, l.n_stream * n_head_kv));
+            return true;
+        }
         l.k.format  = rows_format(k->tensor->type, dim_k, /*tiled =*/ true);
         l.v.format  = rows_format(v->tensor->type, dim_v, /*tiled =*/ false);
         l.configure(n_head, n_head_kv, std::make_unique<host_rows>(l.k.format, l.v.format, l.n_stream * n_head_kv, l.n_cells));
@@ -73,6 +89,9 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);
         return false;
+    }
+    if (on_gpu(l)) {
+        return true;
     }
     if (!cpu_attention_supports(l.k.format, l.v.format)) {
         reason = format("KV types %s and %s (layer %d)", llama().ggml_type_name(l.k.format.type), llama().ggml_type_name(l.v.format.type), l.il);
@@ -117,8 +136,8 @@ static void note_time(store_node & n, int64_t begin) {
     }
 }
 
-static int64_t index_of(const ggml_tensor * indices, int64_t i) {
-    return indices->type == GGML_TYPE_I64 ? ((const int64_t *) indices->data)[i] : ((const int32_t *) indices->data)[i];
+static int64_t index_of(const ggml_tensor * indices, const void * values, int64_t i) {
+    return indices->type == GGML_TYPE_I64 ? ((const int64_t *) values)[i] : ((const int32_t *) values)[i];
 }
 
 static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
@@ -130,7 +149,7 @@ static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
     const side &        s     = *n.rows;
     const int64_t       rows  = src->ne[1];
     for (int64_t i = rows * ith / nth; i < rows * (ith + 1) / nth; i++) {
-        const int64_t row    = index_of(idx, i);
+        const int64_t row    = index_of(idx, idx->data, i);
         const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
         const float * values = (const float *) ((const char *) src->data + (size_t) i * src->nb[1]);
         for (int32_t h = 0; h < l.n_head_kv; h++) {
@@ -147,6 +166,23 @@ static void run_attention(ggml_tensor *, int ith, int nth, void * userdata) {
     const int64_t begin = now_ns();
     n.cpu.run(ith, nth);
     note_time(n, begin);
+}
+
+// The values of an input of the graph, wherever it lies.
+const void * store_graph::host(const ggml_tensor * t) {
+    ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    if (!buffer || !buffer->buft->iface.is_host || buffer->buft->iface.is_host(buffer->buft)) {
+        return t->data;
+    }
+    for (const auto & copy : copies_) {
+        if (copy.first == t->data) {
+            return copy.second.data();
+        }
+    }
+    copies_.emplace_back(t->data, std::vector<char>(llama().ggml_nbytes(t)));
+    inner_->iface.synchronize(inner_);
+    buffer->iface.get_tensor(buffer, t, copies_.back().second.data(), 0, copies_.back().second.size());
+    return copies_.back().second.data();
 }
 
 store_node & store_graph::next() {
@@ -191,6 +227,8 @@ void store_graph::prepare_append(ggml_tensor * node) {
     // a model without rotary positions (ALiBi, learned positions) fills the cells of its one sequence in order
     const ggml_tensor * positions = s->is_k ? find_positions(node->src[0], 8) : nullptr;
     const bool          known     = positions && positions->type == GGML_TYPE_I32 && positions->data && positions->ne[0] >= n;
+    const void * rows   = host(idx);
+    const void * values = known ? host(positions) : nullptr;
     if (s->is_k) {
         l.query_pos.resize((size_t) n);
     }
@@ -199,7 +237,7 @@ void store_graph::prepare_append(ggml_tensor * node) {
         wanted_[h] = l.heads[h].n;
     }
     for (int64_t i = 0; i < n; i++) {
-        const int64_t row = index_of(idx, i);
+        const int64_t row = index_of(idx, rows, i);
         if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
             throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
         }
@@ -211,15 +249,18 @@ void store_graph::prepare_append(ggml_tensor * node) {
     l.rows->flush();
     l.rows->reserve(wanted_.data());
     for (int64_t i = 0; i < n; i++) {
-        const int64_t row    = index_of(idx, i);
+        const int64_t row    = index_of(idx, rows, i);
         const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
-        const int32_t pos = !s->is_k ? -1 : known ? ((const int32_t *) positions->data)[i] : cell;
+        const int32_t pos = !s->is_k ? -1 : known ? ((const int32_t *) values)[i] : cell;
         if (s->is_k) {
             l.query_pos[(size_t) i] = pos;
         }
         for (int32_t h = 0; h < l.n_head_kv; h++) {
             l.slot_for(l.index(stream, h), cell, pos);
         }
+    }
+    if (on_gpu(l)) {
+        return;
     }
     store_node & x = next();
     x.node = node;
@@ -322,14 +363,19 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     open_mask_ = nullptr;
     find_nodes(graph);
     kvasir_cache * cache = nullptr;
+    bool           gpu   = false;
+    inner_ = inner;
+    copies_.clear();
     for (int i : over_store_) {
         ggml_tensor * node = graph->nodes[i];
         cache = side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache;
         cache->report_failure();
         if (node->op == GGML_OP_SET_ROWS) {
             prepare_append(node);
-        } else {
+        } else if (!on_gpu(*side_of(node->src[1])->owner)) {
             prepare_attention(node, n_threads);
+        } else {
+            gpu = true;
         }
     }
     if (!cache) {
@@ -338,7 +384,12 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     const int64_t prepared = now_ns();
 
     ggml_status status;
-    if (nodes_[0].l->attention == KVASIR_ATTENTION_PORTABLE) { // all layers of one device have the same path
+    if (gpu) {
+        if (!gpu_) {
+            gpu_ = std::make_unique<cuda::cuda_graph>(inner);
+        }
+        status = gpu_->compute(graph, over_store_, [this](const ggml_tensor * t) { return host(t); });
+    } else if (nodes_[0].l->attention == KVASIR_ATTENTION_PORTABLE) { // all layers of one device have the same path
         status = compute_portable(inner, graph);
     } else {
         for (size_t i = 0; i < used_; i++) {

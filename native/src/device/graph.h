@@ -5,9 +5,12 @@
 #include "../attention/portable/portable_attention.h"
 #include "../llama/api.h"
 #include "../store/cache.h"
+#include "cuda/cuda_graph.h"
 
 #include <atomic>
 #include <deque>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace kvasir {
@@ -40,8 +43,12 @@ private:
     std::vector<int>       over_store_;          // indices of its nodes over the store
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
+    std::unique_ptr<cuda::cuda_graph> gpu_;
+    ggml_backend_t         inner_ = nullptr;     // of the graph that is computed
+    std::deque<std::pair<const void *, std::vector<char>>> copies_; // inputs that were brought from the device
     std::vector<int32_t>   wanted_;              // slots of each head of a layer after an append
 
+    const void * host(const ggml_tensor * t);
     void find_nodes(const ggml_cgraph * graph);
     store_node & next();
     void prepare_append(ggml_tensor * node);

@@ -5,6 +5,7 @@
 #include "kv_buffer.h"
 
 #include "../error.h"
+#include "cuda/cuda_device.h"
 
 #include <algorithm>
 #include <cstring>
@@ -277,8 +278,9 @@ ggml_backend_dev_t proxy_for(const char * inner_name) {
             known += (known.empty() ? "" : ", ") + std::string(name);
             continue;
         }
-        if (inner->iface.get_type(inner) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-            throw error(KVASIR_UNSUPPORTED, format("the adaptive cache has no path for device %s: use CPU, or switch the adaptive cache off", name));
+        std::string reason = "only the CPU and NVIDIA GPUs have one";
+        if (inner->iface.get_type(inner) != GGML_BACKEND_DEVICE_TYPE_CPU && !cuda::gpu::of(inner, reason)) {
+            throw error(KVASIR_UNSUPPORTED, format("the adaptive cache has no path for device %s: %s", name, reason.c_str()));
         }
         std::lock_guard<std::mutex> lock(proxies_mutex);
         auto & proxy = proxies[inner];

@@ -59,6 +59,7 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     if (pos >= 0 && h.pos[slot] != pos) { // llama.cpp gave the cell to another token
         h.pos[slot]   = pos;
         h.score[slot] = 0;
+        rows->reset_sums(index, slot);
         for (int32_t c = 0; c < sums_per_slot_; c++) {
             sums(index, c)[slot] = 0;
         }
@@ -198,17 +199,37 @@ size_t layer::resident_bytes() const {
 }
 
 void layer::start_sums(const statistic & stat) {
+    n_queries     = 0;
+    sums_on_host_ = !rows->start_sums(stat);
+    if (!sums_on_host_) {
+        return;
+    }
     const int32_t columns = stat.rows * (stat.n_bounds + 1 + (stat.recent_from >= 0 ? 1 : 0));
     sums_          = mapping((size_t) columns * (size_t) n_cells * heads.size() * sizeof(float));
     sums_per_slot_ = columns;
-    n_queries      = 0;
     for (size_t i = 0; i < heads.size(); i++) {
         heads[i].buckets = sums((int) i, 0);
         heads[i].recent  = stat.recent_from >= 0 ? sums((int) i, stat.rows * (stat.n_bounds + 1)) : nullptr;
     }
 }
 
+void layer::read_sums(int index, const statistic & stat, bool recent, float * to) const {
+    const head_store & h       = heads[(size_t) index];
+    const int32_t      buckets = stat.rows * (stat.n_bounds + 1), first = recent ? buckets : 0, count = recent ? stat.rows : buckets;
+    for (int32_t c = 0; c < count; c++, to += h.n) {
+        if (sums_on_host_) {
+            memcpy(to, sums(index, first + c), (size_t) h.n * sizeof(float));
+        } else {
+            rows->read_sums(index, first + c, h.n, to);
+        }
+    }
+}
+
 void layer::stop_sums(const statistic & stat) {
+    if (!sums_on_host_) {
+        rows->stop_sums();
+        return;
+    }
     for (size_t i = 0; i < heads.size(); i++) {
         head_store & h = heads[i];
         std::fill(h.score, h.score + h.n, 0.0f);

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,10 @@
 namespace kvasir {
 
 struct layer;
+
+namespace cuda {
+class cuda_store;
+}
 
 // K or V of a layer: llama.cpp's cache tensor, and how a head's rows of it look.
 struct side {
@@ -61,6 +66,7 @@ struct layer {
     size_t  resident_bytes() const;
 
     void    start_sums(const statistic & stat);
+    void    read_sums(int index, const statistic & stat, bool recent, float * to) const; // [columns][slots]
     void    stop_sums(const statistic & stat); // its totals become the scores
 
 private:
@@ -69,6 +75,7 @@ private:
     std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose part of the table is in use, held or not
     mapping sums_;  // the statistic of all heads, while it runs
     int32_t sums_per_slot_ = 0;
+    bool    sums_on_host_  = true;
 
     float * sums(int index, int32_t column) const;
     void    release_tail(int index); // returns the memory of slots >= n
@@ -94,6 +101,8 @@ struct kvasir_cache {
     bool                 per_query_head = false;
     int32_t              recent_from = -1;
     std::vector<int32_t> bounds;
+
+    std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::cuda::cuda_store>> gpus; // what its layers on one GPU share
 
     std::atomic<int64_t> attention_ns{0}, append_ns{0};
     int64_t graphs = 0, graph_ns = 0, prepare_ns = 0;

@@ -167,6 +167,9 @@ void cuda_store::run_queued() {
                             (const int32_t *) upload(keep_slots_.data(), std::max<size_t>(keep_slots_.size(), 1) * sizeof(int32_t))};
         const launch l = keep_launch((int32_t) keeps_.size(), shared);
         device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+        for (size_t i = 0; i < keeps_.size(); i++) {
+            rows_[(size_t) keeps_[i].layer]->clear_sums(keeps_[i].head, keeps_[i].n, kept_before_[i] - keeps_[i].n);
+        }
     }
     if (!moves_.empty()) {
         const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0]),
@@ -181,6 +184,7 @@ void cuda_store::run_queued() {
     }
     keeps_.clear();
     keep_slots_.clear();
+    kept_before_.clear();
     moves_.clear();
     // A page that was given back may be another head's by now: it is cleared only after the rows above have been read.
     for (auto & [bytes, set] : pages_) {
@@ -318,6 +322,7 @@ void cuda_rows::keep(int head, const int32_t * slots, int32_t n, int32_t n_befor
     }
     store_->keeps_.push_back({index_, head, n, 0, (int64_t) store_->keep_slots_.size()});
     store_->keep_slots_.insert(store_->keep_slots_.end(), slots, slots + n);
+    store_->kept_before_.push_back(n_before);
     queued_[(size_t) head] = exact_[(size_t) head] = 1;
 }
 
@@ -432,9 +437,9 @@ size_t cuda_rows::resident_bytes() const {
     return bytes;
 }
 
-void cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
+bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
     if (n == 0) {
-        return;
+        return true;
     }
     current_context current(store_->device_.primary());
     store_->run_queued();
@@ -446,11 +451,12 @@ void cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
     span("value_norms", head, SIDE_V, first, n, store_->scratch_.at());
     check(cu().cuMemcpyDtoHAsync(norms, store_->scratch_.at(), bytes, store_->queue_), "reading the norms of values");
     store_->synchronize();
+    return true;
 }
 
-void cuda_rows::read_scores(int head, int32_t n, float * scores) {
+bool cuda_rows::read_scores(int head, int32_t n, float * scores) {
     if (n == 0) {
-        return;
+        return true;
     }
     current_context current(store_->device_.primary());
     store_->run_queued();
@@ -462,6 +468,7 @@ void cuda_rows::read_scores(int head, int32_t n, float * scores) {
     span("scores", head, 0, 0, n, store_->scratch_.at());
     check(cu().cuMemcpyDtoHAsync(scores, store_->scratch_.at(), bytes, store_->queue_), "reading scores");
     store_->synchronize();
+    return true;
 }
 
 // ---- the statistic ----
@@ -485,7 +492,26 @@ bool cuda_rows::start_sums(const statistic & stat) {
     return true;
 }
 
-// column: of [rows][n_bounds + 1], then of recent's [rows]
+void cuda_rows::clear_sums(int head, int32_t first, int32_t n) {
+    if (!columns_.buckets || n <= 0) {
+        return;
+    }
+    const auto clear = [&](float * columns, int32_t count) {
+        for (int32_t c = 0; columns && c < count; c++) {
+            check(cu().cuMemsetD8Async((device_ptr) (columns + ((size_t) head * count + c) * (size_t) columns_.capacity + first), 0, (size_t) n * sizeof(float), store_->queue_),
+                  "clearing the statistic");
+        }
+    };
+    clear(columns_.buckets, columns_.rows * (columns_.n_bounds + 1));
+    clear(columns_.recent, columns_.rows);
+}
+
+void cuda_rows::reset_sums(int head, int32_t slot) {
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    clear_sums(head, slot, 1);
+}
+
 void cuda_rows::read_sums(int head, int32_t column, int32_t n, float * sums) {
     if (n == 0) {
         return;

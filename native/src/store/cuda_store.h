@@ -102,6 +102,7 @@ private:
     std::vector<word>      words_;
     std::vector<keep_item> keeps_;
     std::vector<int32_t>   keep_slots_;
+    std::vector<int32_t>   kept_before_; // slots that the heads of keeps_ had
     std::vector<move_item> moves_;
 
     int32_t  add(cuda_rows * rows, int n_heads, uint32_t page_bytes); // returns the first of its heads
@@ -129,11 +130,12 @@ public:
     void   flush() override;
     size_t resident_bytes() const override;
 
-    void   value_norms(int head, int32_t first, int32_t n, float * norms) override;
-    void   read_scores(int head, int32_t n, float * scores) override;
     bool   start_sums(const statistic & stat) override;
+    void   reset_sums(int head, int32_t slot) override;
     void   read_sums(int head, int32_t column, int32_t n, float * sums) override;
     void   stop_sums() override;
+    bool   read_scores(int head, int32_t n, float * scores) override;
+    bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
 
     const std::shared_ptr<cuda_store> & store() const { return store_; }
     layer_pages               pages() const;
@@ -163,6 +165,7 @@ private:
     void give_back(int head, int32_t pages);
     void span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data);
     void label();
+    void clear_sums(int head, int32_t first, int32_t n);
 };
 
 } // namespace kvasir::cuda

@@ -33,6 +33,14 @@ public:
     virtual void flush() = 0;
     virtual size_t resident_bytes() const = 0;
 
+    // What a device accumulates by itself. false: the layer does it, on the host.
+    virtual bool start_sums(const statistic & stat) { return false; }
+    virtual void reset_sums(int head, int32_t slot) {}                          // the slot has been given to another token
+    virtual void read_sums(int head, int32_t column, int32_t n, float * sums) {} // [rows][n_bounds + 1], then recent's [rows]
+    virtual void stop_sums() {}                                                 // the totals become the scores
+    virtual bool read_scores(int head, int32_t n, float * scores) { return false; }
+    virtual bool value_norms(int head, int32_t first, int32_t n, float * norms) { return false; }
+
     // the rows of a head where the host can address them in the layer's row_format, else nullptr; never changes
     virtual char * host(bool is_k, int head) const { return nullptr; }
 };

@@ -7,7 +7,8 @@
 #include <memory>
 
 #if defined(KVASIR_CUDA)
-extern "C" const char kvasir_cuda_kernels[]; // the fat binary of attention/cuda
+// the fat binaries of attention/cuda
+extern "C" const char kvasir_cuda_words[], kvasir_cuda_store[], kvasir_cuda_prefill[], kvasir_cuda_statistic[], kvasir_cuda_decode[];
 #endif
 
 namespace kvasir::cuda {
@@ -40,7 +41,11 @@ gpu::gpu(int index) {
     check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
 #if defined(KVASIR_CUDA)
     current_context current(context_);
-    check(d.cuModuleLoadData(&code_, kvasir_cuda_kernels), "Kvasir's CUDA kernels");
+    for (const char * binary : {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_decode}) {
+        module m = nullptr;
+        check(d.cuModuleLoadData(&m, binary), "Kvasir's CUDA kernels");
+        modules_.push_back(m);
+    }
 #else
     throw error(KVASIR_UNSUPPORTED, "this libkvasir was built without CUDA kernels");
 #endif
@@ -50,7 +55,11 @@ function gpu::find(const char * kernel, uint32_t shared) {
     std::lock_guard<std::mutex> lock(mutex_);
     kernel_entry & entry = kernels_[kernel];
     if (!entry.f) {
-        check(cu().cuModuleGetFunction(&entry.f, code_, kernel), kernel);
+        result r = SUCCESS;
+        for (size_t i = 0; i < modules_.size() && !entry.f; i++) {
+            r = cu().cuModuleGetFunction(&entry.f, modules_[i], kernel);
+        }
+        check(entry.f ? SUCCESS : r, kernel);
     }
     if (shared > entry.shared) {
         check(cu().cuFuncSetAttribute(entry.f, FUNCTION_MAX_DYNAMIC_SHARED, (int) shared), kernel);

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace kvasir::cuda {
 
@@ -48,7 +49,7 @@ private:
 
     device   id_ = 0;
     context  context_ = nullptr;
-    module   code_ = nullptr;
+    std::vector<module> modules_;
     int      multiprocessors_ = 0;
     uint32_t shared_limit_ = 0;
     size_t   total_memory_ = 0;

@@ -345,7 +345,7 @@ void cuda_graph::launch_few(operation & op) {
     p.n_pass   = op.shape.n_pass;
     p.stages   = op.shape.stages;
     p.segments = (const decode_segment *) segments_.at(op.segments_at);
-    p.exchange = (uint4 *) exchange_.at();
+    p.exchange = (decltype(p.exchange)) exchange_.at();
     if (tracking_) {
         p.scores = (float *) scores_.at(op.scores_at);
         p.lse    = (float *) scores_.at(op.lse_at);
@@ -487,7 +487,7 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
             for (const operation & o : operations_) {
                 heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv * o.shape.n_pass));
             }
-            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (uint4 *) exchange_.at(), exchange_.size(), (int32_t) op.shape.grid, MIN_BLOCKS, HEAD_BLOCKS};
+            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (decltype(plan_params::exchange)) exchange_.at(), exchange_.size(), (int32_t) op.shape.grid, MIN_BLOCKS, HEAD_BLOCKS};
             gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), 1, 1, PLAN_THREADS, plan_shared((int32_t) op.shape.grid, (int32_t) heads), p);
         }
         launch(op);
