@@ -1,0 +1,942 @@
+// Decode attention over the paged store.
+//
+// A warp works on a block of 32 slots at a time, and has a ring of blocks of its own in shared memory that the copy engine
+// fills (cp.async before sm_90): warps wait for one another only where a head's share of the CTA ends, and what comes after is already
+// on its way then. S^T = K Q^T and O^T = V^T P^T: slots and dims are the rows of the matrix products, queries the 8 columns.
+// The order of slots in S^T is chosen so that P^T, transposed by movmatrix, meets the 8 neighbouring slots that a
+// lane reads of a row of V.
+#include "decode.h"
+#include "tile.cuh"
+
+namespace kvasir::cuda {
+namespace {
+
+constexpr int   BLOCKS_PER_PAGE = PAGE_SLOTS / BLOCK_SLOTS;
+constexpr float HEADROOM = 8.0f; // weights are relative to 2^-8 of the largest: small ones stay normal in f16
+
+enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, OPEN, TRACK, PAGE }; // of a decode_segment
+static_assert(PAGE + SEGMENT_PAGES == 32, "one lane per word");
+
+// ---- copies into shared memory ----
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr uint32_t ARRIVALS = 1;
+#else
+constexpr uint32_t ARRIVALS = 32;
+#endif
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(ARRIVALS) : "memory");
+}
+
+__device__ __forceinline__ void barriers_ready() { // to the copy engine too
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+#else
+        asm volatile("{\n\t.reg .pred p;\n\tmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+#endif
+    } while (!done);
+}
+
+// what a warp wrote there by itself must not be overtaken by the next copy
+__device__ __forceinline__ void written_by_hand() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
+struct copier { // of a warp
+    int      lane;
+    uint64_t policy; // the store is read once: it should not push everything else out of L2
+
+    __device__ __forceinline__ explicit copier(int lane) : lane(lane), policy(0) {
+#if __CUDA_ARCH__ >= 900
+        asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+#endif
+    }
+    __device__ __forceinline__ void begin(uint32_t barrier, uint32_t bytes) const {
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+        }
+#endif
+    }
+    template <uint32_t BYTES> __device__ __forceinline__ void copy(uint32_t to, const char * from, uint32_t barrier) const {
+        static_assert(BYTES % 16 == 0, "whole 16 bytes");
+#if __CUDA_ARCH__ >= 900
+        if (lane == 0) {
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                         :: "r"(to), "l"(from), "r"(BYTES), "r"(barrier), "l"(policy) : "memory");
+        }
+#else
+#pragma unroll
+        for (uint32_t at = 0; at < BYTES; at += 512) {
+            if (at + (uint32_t) lane * 16 < BYTES) {
+                copy_16(to + at + (uint32_t) lane * 16, from + at + (uint32_t) lane * 16);
+            }
+        }
+#endif
+    }
+    __device__ __forceinline__ void end(uint32_t barrier) const {
+#if __CUDA_ARCH__ < 900
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(barrier) : "memory");
+#endif
+    }
+};
+
+// ---- the exchange between CTAs: every 8 bytes carry the epoch, so neither a fence nor a counter is needed ----
+
+__device__ __forceinline__ void send(uint4 * to, float a, float b, uint32_t epoch) {
+    asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %2};"
+                 :: "l"(to), "r"(__float_as_uint(a)), "r"(epoch), "r"(__float_as_uint(b)) : "memory");
+}
+__device__ __forceinline__ uint4 look(const uint4 * at) {
+    uint4 r;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(at) : "memory");
+    return r;
+}
+__device__ __forceinline__ bool arrived(uint4 x, uint32_t epoch) { return x.y == epoch && x.w == epoch; }
+
+struct sum { // weights relative to 2^max: their sum, and their sum with two elements of V
+    float max, weight, x, y;
+};
+
+__device__ __forceinline__ float weight_of(float max, float base) { return max == -INFINITY ? 0.0f : exp2f(max - base); }
+
+__device__ __forceinline__ sum join(const sum & a, const sum & b) {
+    const float m = fmaxf(a.max, b.max), fa = weight_of(a.max, m), fb = weight_of(b.max, m);
+    return {m, a.weight * fa + b.weight * fb, a.x * fa + b.x * fb, a.y * fa + b.y * fb};
+}
+
+// ---- small things ----
+
+__device__ __forceinline__ uint32_t transposed(uint32_t x) { // an 8 x 8 matrix of halves across the warp
+    uint32_t r;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(x));
+    return r;
+}
+__device__ __forceinline__ float column_max(float x) {
+#pragma unroll
+    for (int o = 4; o < 32; o *= 2) {
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
+    }
+    return x;
+}
+__device__ __forceinline__ float column_sum(float x) {
+#pragma unroll
+    for (int o = 4; o < 32; o *= 2) {
+        x += __shfl_xor_sync(~0u, x, o);
+    }
+    return x;
+}
+
+// ---- attention ----
+
+template <int TK, int TV, int D> struct block_shape { // a block in a stage
+    static constexpr uint32_t K = BLOCK_SLOTS * D * (TK == Q8_0 ? 1 : 2), K_SCALE = TK == Q8_0 ? BLOCK_SLOTS * (D / Q8_BLOCK) * 2 : 0;
+    static constexpr uint32_t V = BLOCK_SLOTS * D * (TV == Q8_0 ? 1 : 2), V_SCALE = TV == Q8_0 ? BLOCK_SLOTS * (D / Q8_BLOCK) * 2 : 0;
+    static constexpr uint32_t AT_K_SCALE = K, AT_V = K + K_SCALE, AT_V_SCALE = AT_V + V, AT_CELL = AT_V_SCALE + V_SCALE, CELL = BLOCK_SLOTS * 4;
+    static constexpr uint32_t BYTES = AT_CELL + CELL;
+    static_assert(BYTES == decode_stage_bytes(TK, TV, D), "as the host counts");
+    // elements of a row of K that a lane reads at once; neighbouring lanes read on
+    static constexpr int WIDE = decode_wide_tiles(D);
+    static constexpr int STEP = TK == Q8_0 ? (D % 64 == 0 ? 16 : 8) : (D % 32 == 0 ? 8 : 4);
+};
+
+// 16 or 8 bytes of K as pairs of halves
+template <int TK, int STEP> __device__ __forceinline__ void k_fragment(uint32_t (&to)[STEP / 2], const char * k, const char * scale) {
+    if constexpr (TK == Q8_0) {
+        const __half2 d = __half2half2(*(const __half *) scale);
+#pragma unroll
+        for (int i = 0; i < STEP / 8; i++) {
+            const uint4 x = unpack_8(make_uint2(((const uint32_t *) k)[2 * i], ((const uint32_t *) k)[2 * i + 1]), d);
+            to[4 * i] = x.x, to[4 * i + 1] = x.y, to[4 * i + 2] = x.z, to[4 * i + 3] = x.w;
+        }
+    } else if constexpr (STEP == 8) {
+        const uint4 x = *(const uint4 *) k;
+        to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+    } else {
+        const uint2 x = *(const uint2 *) k;
+        to[0] = x.x, to[1] = x.y;
+    }
+}
+
+struct column_info { // of a query row
+    const char * mask; // its row of the mask
+    float        slope;
+};
+
+// An appended row, f32, into a block: `lane`'s elements are those at lane, lane + 32, ...; to: the stage and the page
+template <int TYPE, int D, bool TRANSPOSED>
+__device__ __forceinline__ void put_row(const char * row, int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) {
+    constexpr int STRIDE = TRANSPOSED ? BLOCK_SLOTS : 1;
+    const int at = TRANSPOSED ? slot : slot * D;
+#pragma unroll
+    for (int i = 0; i < (D + 31) / 32; i++) {
+        const int e = i * 32 + lane;
+        const bool is = D % 32 == 0 || e < D;
+        const float x = is ? ((const float *) row)[e] : 0.0f;
+        if constexpr (TYPE == Q8_0) {
+            float top = fabsf(x);
+#pragma unroll
+            for (int o = 1; o < 32; o *= 2) {
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+            }
+            const float d = top / 127.0f;
+            const int8_t q = (int8_t) roundf(x * (d != 0.0f ? 1.0f / d : 0.0f));
+            ((int8_t *) stage)[at + e * STRIDE] = q;
+            ((int8_t *) page)[at + e * STRIDE]  = q;
+            if (lane == 0) {
+                ((__half *) stage_scale)[slot * (D / Q8_BLOCK) + i] = __float2half_rn(d);
+                ((__half *) page_scale)[slot * (D / Q8_BLOCK) + i]  = __float2half_rn(d);
+            }
+        } else if (is) {
+            const __half h = __float2half_rn(x);
+            ((__half *) stage)[at + e * STRIDE] = h;
+            ((__half *) page)[at + e * STRIDE]  = h;
+        }
+    }
+}
+
+template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(const decode_params & p) {
+    using B = block_shape<TK, TV, D>;
+    constexpr int STEP = B::STEP, STEPS = D / (4 * STEP), PARTS = STEP / 4; // a row of K: STEPS reads of PARTS matrix products
+    constexpr int MT = D / 16;                                             // row tiles of O^T
+    constexpr int KT = D / 16;                                             // depth tiles of S^T
+    constexpr int ROW = D + DECODE_ROW_PAD;
+
+    extern __shared__ __align__(128) char shared[];
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, n_warp = blockDim.x >> 5, stages = p.stages;
+    const page_format & f = p.a.pages.format;
+
+    uint32_t word = ((const uint32_t *) (p.segments + blockIdx.x))[lane];
+
+    const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16); // per stage: K, V
+    float * const tile_max = (float *) (shared + n_warp * stages * 16), * const tile_sum = tile_max + n_warp * 8;
+    column_info * const columns = (column_info *) (tile_sum + n_warp * 8);
+    uint2 * const queries = (uint2 *) (columns + NT * 8); // [depth tile][column tile][lane], wide only
+    float * const tile = (float *) (queries + (NT > 1 ? KT * NT * 32 : 0)); // [warp][8][ROW]
+    char * const ring = shared + p.ring + (size_t) (warp * stages) * B::BYTES;
+    const uint32_t ring_address = shared_address(ring);
+    if (lane < 2 * stages) {
+        barrier_init(barriers + (uint32_t) lane * 8);
+    }
+    barriers_ready();
+
+    const auto field = [&](uint32_t of, int i) { return (int32_t) __shfl_sync(~0u, of, i); };
+    if (field(word, HEAD) < 0) {
+        return;
+    }
+    const int group = p.a.n_head / p.a.pages.n_head_kv, n_column = group * p.a.n_tokens;
+    const bool masked = p.a.mask.data && !field(word, OPEN);
+    const auto segment_of = [&](int32_t head) { return (const uint32_t *) (p.segments + gridDim.x + head) + lane; };
+
+    // -- what is to be read next: this warp's blocks of all segments of the CTA, up to `stages` blocks ahead of the arithmetic
+    const copier copies(lane);
+    uint32_t next_word = word, after_word = 0;
+    int next_block = 0, next_end = 0, next_first = 0, ahead = 0;
+    const int32_t * next_table = nullptr;
+    bool next_open = false; // next_word's fields have been read
+    const char * from = nullptr; // the page of the block being fetched; none: there is nothing left
+    int half = 0;
+
+    const auto enter_next = [&] {
+        const int32_t head = field(next_word, HEAD);
+        next_first = field(next_word, BEGIN);
+        next_block = next_first + warp;
+        next_end   = field(next_word, END);
+        next_table = p.a.pages.table + (size_t) (head / p.n_pass) * (size_t) p.a.pages.table_stride;
+        if (field(next_word, MORE) > 0) {
+            after_word = *segment_of(head + 1);
+        }
+        next_open = true;
+    };
+    const auto fetch_next = [&] {
+        if (!next_open) {
+            enter_next();
+        }
+        while (next_block >= next_end) {
+            if (field(next_word, MORE) <= 0) {
+                from = nullptr;
+                return;
+            }
+            next_word = after_word;
+            enter_next();
+        }
+        const int i = next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE;
+        const int32_t page = i < SEGMENT_PAGES ? field(next_word, PAGE + i) : ahead;
+        from = p.a.pages.pool + (size_t) page * f.bytes;
+        half = next_block % BLOCKS_PER_PAGE;
+        next_block += n_warp;
+        if (next_block < next_end && next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE >= SEGMENT_PAGES) {
+            ahead = next_table[next_block / BLOCKS_PER_PAGE];
+        }
+    };
+    const auto fetch_k = [&](int stage) {
+        const uint32_t to = ring_address + (uint32_t) stage * B::BYTES, barrier = barriers + (uint32_t) stage * 16;
+        copies.begin(barrier, B::K + B::K_SCALE + (masked ? B::CELL : 0));
+        copies.template copy<B::K>(to, from + half * B::K, barrier);
+        if constexpr (TK == Q8_0) {
+            copies.template copy<B::K_SCALE>(to + B::AT_K_SCALE, from + f.k_scale + half * B::K_SCALE, barrier);
+        }
+        if (masked) {
+            copies.template copy<B::CELL>(to + B::AT_CELL, from + f.cell + half * B::CELL, barrier);
+        }
+        copies.end(barrier);
+    };
+    const auto fetch_v = [&](int stage) {
+        const uint32_t to = ring_address + (uint32_t) stage * B::BYTES, barrier = barriers + (uint32_t) stage * 16 + 8;
+        copies.begin(barrier, B::V + B::V_SCALE);
+        copies.template copy<B::V>(to + B::AT_V, from + f.v + half * B::V, barrier);
+        if constexpr (TV == Q8_0) {
+            copies.template copy<B::V_SCALE>(to + B::AT_V_SCALE, from + f.v_scale + half * B::V_SCALE, barrier);
+        }
+        copies.end(barrier);
+    };
+    for (int i = 0; i < stages; i++) {
+        fetch_next();
+        if (!from) {
+            break;
+        }
+        fetch_k(i);
+        fetch_v(i);
+    }
+
+    const int slot_row = 8 * (g >> 1) + (g & 1); // this lane's rows of S^T are the slots slot_row + 2 * i of a block
+    const uint32_t first_word = word;
+    int stage = 0;
+    uint32_t parity = 0;
+    for (;;) {
+        const int32_t entry = field(word, HEAD), head = entry / p.n_pass, stream = head / p.a.pages.n_head_kv, head_kv = head % p.a.pages.n_head_kv;
+        const int32_t first_column = entry % p.n_pass * (NT * 8), n_here = min(NT * 8, n_column - first_column), n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
+        const int32_t begin = field(word, BEGIN), end = field(word, END), slots = field(word, SLOTS), more = field(word, MORE);
+        const int32_t track = field(word, TRACK), n_part = field(word, N_PART);
+        uint32_t following = 0;
+        if (more > 0) {
+            following = *segment_of(entry + 1);
+        }
+        const auto head_of = [&](int32_t column) { return head_kv * group + (first_column + column) % group; };
+        const auto token_of = [&](int32_t column) { return (first_column + column) / group; };
+
+        // -- queries, as f16 in units of log2
+        const float scale = query_scale(p.a);
+        const auto query = [&](int32_t column, int32_t k, int32_t lane_t) { // 4 elements: a lane's share of depth tile k
+            float4 x = make_float4(0, 0, 0, 0);
+            if (column < n_here) {
+                const int32_t d = k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4;
+                x = *(const float4 *) (p.a.q + token_of(column) * p.a.q_token_bytes + head_of(column) * p.a.q_head_bytes + stream * p.a.q_stream_bytes + d * 4);
+            }
+            return make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale));
+        };
+        uint2 q[NT == 1 ? KT : 1];
+        if constexpr (NT == 1) {
+#pragma unroll
+            for (int k = 0; k < KT; k++) {
+                q[k] = query(g, k, t);
+            }
+        } else {
+            for (int i = threadIdx.x; i < KT * NT * 32; i += (int) blockDim.x) {
+                queries[i] = query(i / 32 % NT * 8 + i % 32 / 4, i / 32 / NT, i % 4);
+            }
+        }
+        if (masked && (int) threadIdx.x < n_here) {
+            columns[threadIdx.x] = {(const char *) mask_row(p.a.mask, stream, head_of((int) threadIdx.x), token_of((int) threadIdx.x)),
+                                    mask_slope(p.a, head_of((int) threadIdx.x))};
+        }
+
+        // -- the blocks that rows are appended to
+        int32_t append_first = 0x7fffffff, append_last = -1;
+        const auto appended = [&](int32_t i) { // the slot of row i, if it is this head's
+            return i < p.n_append && p.token[i].stream == stream ? p.slot[i * p.a.pages.n_head_kv + head_kv] : -1;
+        };
+        for (int32_t i = lane; i < p.n_append; i += 32) {
+            const int32_t s = appended(i);
+            if (s >= 0) {
+                append_first = min(append_first, s / BLOCK_SLOTS);
+                append_last  = max(append_last, s / BLOCK_SLOTS);
+            }
+        }
+        append_first = __reduce_min_sync(~0u, append_first);
+        append_last  = __reduce_max_sync(~0u, append_last);
+        if (NT > 1 || masked) {
+            __syncthreads();
+        }
+
+        float acc[NT][MT][4], top[NT][2], weight[NT][2];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            top[n][0] = top[n][1] = -INFINITY;
+            weight[n][0] = weight[n][1] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < MT; i++) {
+                acc[n][i][0] = acc[n][i][1] = acc[n][i][2] = acc[n][i][3] = 0.0f;
+            }
+        }
+
+        for (int32_t b = begin + warp; b < end; b += n_warp) {
+            char * const block = ring + stage * B::BYTES;
+            const bool append = b >= append_first && b <= append_last;
+            // f(row, slot in block, page) for the rows to append to this block
+            const auto for_appended = [&](auto f_row) {
+                char * const page = p.a.pages.pool + (size_t) p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE] * f.bytes;
+                for (int32_t i = 0; i < p.n_append; i += 32) {
+                    const int32_t s = appended(i + lane);
+                    for (uint32_t set = __ballot_sync(~0u, s >= 0 && s / BLOCK_SLOTS == b); set; set &= set - 1) {
+                        const int from_lane = __ffs((int) set) - 1;
+                        f_row(i + from_lane, __shfl_sync(~0u, s, from_lane) % BLOCK_SLOTS, page);
+                    }
+                }
+                written_by_hand();
+            };
+            const int in_page = b % BLOCKS_PER_PAGE;
+
+            barrier_wait(barriers + (uint32_t) stage * 16, parity);
+            if (append) {
+                for_appended([&](int32_t row, int32_t slot, char * page) {
+                    put_row<TK, D, false>(p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes, slot, block, block + B::AT_K_SCALE,
+                                          page + in_page * B::K, page + f.k_scale + in_page * B::K_SCALE, lane);
+                    if (lane == 0) {
+                        const decode_token token = p.token[row];
+                        const int32_t at = in_page * BLOCK_SLOTS + slot;
+                        ((int32_t *) (block + B::AT_CELL))[slot] = token.cell;
+                        ((int32_t *) (page + f.cell))[at] = token.cell;
+                        ((int32_t *) (page + f.pos))[at]  = token.pos;
+                        ((float *) (page + f.score))[at]  = 0.0f;
+                    }
+                });
+            }
+
+            // -- S^T = K Q^T
+            float s[NT][2][4];
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    s[n][0][i] = s[n][1][i] = 0.0f;
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < STEPS; j++) {
+                uint32_t k[4][STEP / 2];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int slot = slot_row + 2 * i, e = j * 4 * STEP + t * STEP;
+                    k_fragment<TK, STEP>(k[i], block + (slot * D + e) * (TK == Q8_0 ? 1 : 2), block + B::AT_K_SCALE + (slot * (D / Q8_BLOCK) + e / Q8_BLOCK) * 2);
+                }
+#pragma unroll
+                for (int u = 0; u < PARTS; u++) {
+                    const uint32_t a0[4] = {k[0][2 * u], k[1][2 * u], k[0][2 * u + 1], k[1][2 * u + 1]};
+                    const uint32_t a1[4] = {k[2][2 * u], k[3][2 * u], k[2][2 * u + 1], k[3][2 * u + 1]};
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        if (n < n_tile) {
+                            const uint2 x = NT == 1 ? q[NT == 1 ? j * PARTS + u : 0] : queries[((j * PARTS + u) * NT + n) * 32 + lane];
+                            multiply(s[n][0], a0, x.x, x.y);
+                            multiply(s[n][1], a1, x.x, x.y);
+                        }
+                    }
+                }
+            }
+            int32_t cell[4];
+            if (masked) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    cell[i] = ((const int32_t *) (block + B::AT_CELL))[slot_row + 2 * i];
+                }
+            }
+            __syncwarp();
+            fetch_next();
+            if (from) {
+                fetch_k(stage);
+            }
+
+            // -- what is seen, and weights
+            uint32_t w[NT][2][2];
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                if (n >= n_tile) {
+                    continue;
+                }
+                if (p.a.softcap != 0.0f) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        s[n][0][i] = softcapped(s[n][0][i], p.a.softcap);
+                        s[n][1][i] = softcapped(s[n][1][i], p.a.softcap);
+                    }
+                }
+                if (masked) {
+#pragma unroll
+                    for (int c = 0; c < 2; c++) {
+                        const int column = n * 8 + 2 * t + c;
+                        const column_info info = columns[column < n_here ? column : 0];
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            float & x = s[n][i >> 1][(i & 1) * 2 + c];
+                            x = (uint32_t) cell[i] < (uint32_t) p.a.mask.n_kv ? x + info.slope * __half2float(((const __half *) info.mask)[cell[i]]) : -INFINITY;
+                        }
+                    }
+                }
+                if ((b + 1) * BLOCK_SLOTS > slots) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if (b * BLOCK_SLOTS + slot_row + 2 * i >= slots) {
+                            s[n][i >> 1][(i & 1) * 2] = s[n][i >> 1][(i & 1) * 2 + 1] = -INFINITY;
+                        }
+                    }
+                }
+                if (track > 0) {
+#pragma unroll
+                    for (int c = 0; c < 2; c++) {
+                        const int column = n * 8 + 2 * t + c;
+                        if (column < n_here) {
+                            float * to = p.scores + ((size_t) (track - 1) * (size_t) n_column + (size_t) (first_column + column)) * (size_t) p.score_stride;
+#pragma unroll
+                            for (int i = 0; i < 4; i++) {
+                                const int32_t slot = b * BLOCK_SLOTS + slot_row + 2 * i;
+                                if (slot < slots) {
+                                    to[slot] = s[n][i >> 1][(i & 1) * 2 + c];
+                                }
+                            }
+                        }
+                    }
+                }
+                float base[2];
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    const float m = column_max(fmaxf(fmaxf(s[n][0][c], s[n][0][2 + c]), fmaxf(s[n][1][c], s[n][1][2 + c]))) - HEADROOM;
+                    const float higher = fmaxf(top[n][c], m), keep = weight_of(top[n][c], higher);
+                    top[n][c] = higher;
+                    base[c]   = higher == -INFINITY ? 0.0f : higher;
+                    weight[n][c] *= keep;
+#pragma unroll
+                    for (int i = 0; i < MT; i++) {
+                        acc[n][i][c] *= keep;
+                        acc[n][i][2 + c] *= keep;
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const float p0 = exp2_fast(s[n][i][0] - base[0]), p1 = exp2_fast(s[n][i][1] - base[1]);
+                    const float p2 = exp2_fast(s[n][i][2] - base[0]), p3 = exp2_fast(s[n][i][3] - base[1]);
+                    weight[n][0] += p0 + p2;
+                    weight[n][1] += p1 + p3;
+                    w[n][i][0] = transposed(pack(p0, p1));
+                    w[n][i][1] = transposed(pack(p2, p3));
+                }
+            }
+
+            // -- O^T += V^T P^T
+            barrier_wait(barriers + (uint32_t) stage * 16 + 8, parity);
+            char * const v = block + B::AT_V;
+            if (append) {
+                for_appended([&](int32_t row, int32_t slot, char * page) {
+                    put_row<TV, D, true>(p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes, slot, v, block + B::AT_V_SCALE,
+                                         page + f.v + in_page * B::V, page + f.v_scale + in_page * B::V_SCALE, lane);
+                });
+            }
+            if constexpr (TV == Q8_0) {
+                // a slot's scale goes into its weight
+                constexpr int PER = D % 64 == 0 ? 2 : 1; // groups of 32 dims whose scales are read at once
+#pragma unroll
+                for (int j = 0; j < D / Q8_BLOCK; j += PER) {
+                    __half2 scales[PER][4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const char * at = block + B::AT_V_SCALE + ((8 * t + 2 * i) * (D / Q8_BLOCK) + j) * 2;
+                        if constexpr (PER == 2) {
+                            const uint32_t x = *(const uint32_t *) at, y = *(const uint32_t *) (at + D / Q8_BLOCK * 2);
+                            scales[0][i] = half2_of(__byte_perm(x, y, 0x5410));
+                            scales[1][i] = half2_of(__byte_perm(x, y, 0x7632));
+                        } else {
+                            scales[0][i] = __halves2half2(*(const __half *) at, *(const __half *) (at + D / Q8_BLOCK * 2));
+                        }
+                    }
+#pragma unroll
+                    for (int i = 0; i < PER * 2; i++) {
+                        const int m = 2 * j + i;
+                        const uint2 lo = *(const uint2 *) (v + (16 * m + g) * 32 + 8 * t), hi = *(const uint2 *) (v + (16 * m + 8 + g) * 32 + 8 * t);
+                        const uint32_t lx = lo.x ^ 0x80808080u, ly = lo.y ^ 0x80808080u, hx = hi.x ^ 0x80808080u, hy = hi.y ^ 0x80808080u;
+                        const uint32_t a0[4] = {bits_of(halves_of(lx, 0x4140)), bits_of(halves_of(hx, 0x4140)), bits_of(halves_of(lx, 0x4342)), bits_of(halves_of(hx, 0x4342))};
+                        const uint32_t a1[4] = {bits_of(halves_of(ly, 0x4140)), bits_of(halves_of(hy, 0x4140)), bits_of(halves_of(ly, 0x4342)), bits_of(halves_of(hy, 0x4342))};
+#pragma unroll
+                        for (int n = 0; n < NT; n++) {
+                            if (n < n_tile) {
+                                const __half2 * sc = scales[i / 2];
+                                multiply(acc[n][m], a0, bits_of(__hmul2(half2_of(w[n][0][0]), sc[0])), bits_of(__hmul2(half2_of(w[n][0][1]), sc[1])));
+                                multiply(acc[n][m], a1, bits_of(__hmul2(half2_of(w[n][1][0]), sc[2])), bits_of(__hmul2(half2_of(w[n][1][1]), sc[3])));
+                            }
+                        }
+                    }
+                }
+            } else {
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    const uint4 lo = *(const uint4 *) (v + (16 * m + g) * 64 + 16 * t), hi = *(const uint4 *) (v + (16 * m + 8 + g) * 64 + 16 * t);
+                    const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y}, a1[4] = {lo.z, hi.z, lo.w, hi.w};
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        if (n < n_tile) {
+                            multiply(acc[n][m], a0, w[n][0][0], w[n][0][1]);
+                            multiply(acc[n][m], a1, w[n][1][0], w[n][1][1]);
+                        }
+                    }
+                }
+            }
+            __syncwarp();
+            if (from) {
+                fetch_v(stage);
+            }
+            if (++stage == stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+
+        // -- the warps' results together; to the output, or to the other CTAs of this head
+        uint4 * const place = (uint4 *) p.exchange + (size_t) (field(word, PART) == 0 ? field(word, EXCHANGE) : 2 * (field(word, EXCHANGE) / 2 + field(word, PART))) *
+                                                         (size_t) (NT * 8 * (D / 2 + 1));
+        const uint32_t epoch = (uint32_t) field(word, EPOCH);
+        const auto finish = [&](int32_t column, int32_t d, sum x) {
+            if (p.a.sinks) {
+                x = join(x, sum{p.a.sinks[head_of(column)] * LOG2_E, 1.0f, 0.0f, 0.0f});
+            }
+            const float scale_out = x.weight > 0.0f ? 1.0f / x.weight : 0.0f;
+            *(float2 *) ((char *) p.out + head_of(column) * p.out_head_bytes + token_of(column) * p.out_token_bytes + stream * p.out_stream_bytes + d * 4) =
+                make_float2(x.x * scale_out, x.y * scale_out);
+            if (track > 0 && d == 0) {
+                p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
+            }
+        };
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            if (n >= n_tile) {
+                continue;
+            }
+            const float w0 = column_sum(weight[n][0]), w1 = column_sum(weight[n][1]);
+            if (g == 0) {
+                tile_max[warp * 8 + 2 * t] = top[n][0];
+                tile_max[warp * 8 + 2 * t + 1] = top[n][1];
+                tile_sum[warp * 8 + 2 * t] = w0;
+                tile_sum[warp * 8 + 2 * t + 1] = w1;
+            }
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                if (n * 8 + 2 * t + c < n_here) {
+                    float * to = tile + (warp * 8 + 2 * t + c) * ROW + g;
+#pragma unroll
+                    for (int i = 0; i < MT; i++) {
+                        to[16 * i] = acc[n][i][c];
+                        to[16 * i + 8] = acc[n][i][2 + c];
+                    }
+                }
+            }
+            __syncthreads();
+            for (int i = threadIdx.x; i < min(8, n_here - n * 8) * (D / 2); i += (int) blockDim.x) {
+                const int column = i / (D / 2), d = i % (D / 2) * 2, busy = min(n_warp, end - begin);
+                sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
+                for (int o = 0; o < busy; o++) {
+                    x.max = fmaxf(x.max, tile_max[o * 8 + column]);
+                }
+                for (int o = 0; o < busy; o++) {
+                    const float by = weight_of(tile_max[o * 8 + column], x.max);
+                    const float2 y = *(const float2 *) (tile + (o * 8 + column) * ROW + d);
+                    x.weight += by * tile_sum[o * 8 + column];
+                    x.x += by * y.x;
+                    x.y += by * y.y;
+                }
+                if (n_part == 1) {
+                    finish(n * 8 + column, d, x);
+                    continue;
+                }
+                uint4 * const to = place + (n * 8 + column) * (D / 2 + 1);
+                send(to + d / 2, x.x, x.y, epoch);
+                if (d == 0) {
+                    send(to + D / 2, x.max, x.weight, epoch);
+                }
+            }
+            __syncthreads();
+        }
+        if (more > 0) {
+            word = following;
+            continue;
+        }
+        break;
+    }
+
+    // -- heads that other CTAs share: every CTA puts together its share of the elements
+    for (int turn = 0; turn < 2; turn++) {
+        const uint32_t of = turn ? word : first_word;
+        const int32_t n_part = field(of, N_PART);
+        if (n_part == 1 || (turn && field(of, HEAD) == field(first_word, HEAD))) {
+            continue;
+        }
+        constexpr int LANES = 8, AT_ONCE = 4; // lanes per pair of elements, parts that a lane looks at at once
+        const int32_t entry = field(of, HEAD), head = entry / p.n_pass, stream = head / p.a.pages.n_head_kv, head_kv = head % p.a.pages.n_head_kv;
+        const int32_t first_column = entry % p.n_pass * (NT * 8), n_here = min(NT * 8, n_column - first_column), part = field(of, PART), track = field(of, TRACK);
+        const int32_t place = field(of, EXCHANGE), pairs = n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
+        const uint32_t epoch = (uint32_t) field(of, EPOCH);
+        for (int32_t i0 = begin; i0 < end; i0 += (int32_t) blockDim.x / LANES) {
+            const int32_t i = i0 + (int32_t) threadIdx.x / LANES, column = i / (D / 2), d = i % (D / 2);
+            sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
+            if (i < end) {
+                for (int32_t o0 = (int32_t) threadIdx.x % LANES; o0 < n_part; o0 += LANES * AT_ONCE) {
+                    uint4 value[AT_ONCE], weight[AT_ONCE];
+                    bool all;
+                    do {
+                        all = true;
+#pragma unroll
+                        for (int u = 0; u < AT_ONCE; u++) {
+                            const int32_t o = o0 + u * LANES;
+                            if (o < n_part) {
+                                const uint4 * at = (const uint4 *) p.exchange + ((size_t) (o == 0 ? place : 2 * (place / 2 + o)) * (NT * 8) + (size_t) column) * (D / 2 + 1);
+                                value[u]  = look(at + d);
+                                weight[u] = look(at + D / 2);
+                            }
+                        }
+#pragma unroll
+                        for (int u = 0; u < AT_ONCE; u++) {
+                            all = all && (o0 + u * LANES >= n_part || (arrived(value[u], epoch) && arrived(weight[u], epoch)));
+                        }
+                    } while (!all);
+#pragma unroll
+                    for (int u = 0; u < AT_ONCE; u++) {
+                        if (o0 + u * LANES < n_part) {
+                            x = join(x, sum{__uint_as_float(weight[u].x), __uint_as_float(weight[u].z), __uint_as_float(value[u].x), __uint_as_float(value[u].z)});
+                        }
+                    }
+                }
+            }
+#pragma unroll
+            for (int o = 1; o < LANES; o *= 2) {
+                x = join(x, sum{__shfl_xor_sync(~0u, x.max, o), __shfl_xor_sync(~0u, x.weight, o), __shfl_xor_sync(~0u, x.x, o), __shfl_xor_sync(~0u, x.y, o)});
+            }
+            if (i < end && threadIdx.x % LANES == 0) {
+                const int32_t query_head = head_kv * group + (first_column + column) % group, token = (first_column + column) / group;
+                if (p.a.sinks) {
+                    x = join(x, sum{p.a.sinks[query_head] * LOG2_E, 1.0f, 0.0f, 0.0f});
+                }
+                const float scale_out = x.weight > 0.0f ? 1.0f / x.weight : 0.0f;
+                *(float2 *) ((char *) p.out + query_head * p.out_head_bytes + token * p.out_token_bytes + stream * p.out_stream_bytes + d * 8) =
+                    make_float2(x.x * scale_out, x.y * scale_out);
+                if (track > 0 && d == 0) {
+                    p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
+                }
+            }
+        }
+    }
+}
+
+// ---- the plan ----
+
+// Heads laid one after another, each as long as its blocks and `head_blocks` before them; equal pieces of that.
+struct cut { // the first block of a piece
+    int32_t head, block;
+    __device__ __forceinline__ bool operator<=(const cut & o) const { return head < o.head || (head == o.head && block <= o.block); }
+    __device__ __forceinline__ bool operator==(const cut & o) const { return head == o.head && block == o.block; }
+};
+
+// the last of n ascending ones that is <= x; the first always is
+template <class T> __device__ __forceinline__ int32_t last_at_most(const T * v, int32_t n, const T & x) {
+    int32_t lo = 0, hi = n;
+    while (hi - lo > 1) {
+        const int32_t mid = (lo + hi) / 2;
+        (v[mid] <= x ? lo : hi) = mid;
+    }
+    return lo;
+}
+
+__device__ __forceinline__ int32_t block_sum_before(int32_t x) { // of the threads before this one; all of a block of PLAN_THREADS
+    __shared__ int32_t sums[32];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int32_t inclusive = x;
+#pragma unroll
+    for (int o = 1; o < 32; o *= 2) {
+        const int32_t y = __shfl_up_sync(~0u, inclusive, o);
+        inclusive += lane >= o ? y : 0;
+    }
+    if (lane == 31) {
+        sums[warp] = inclusive;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        int32_t total = sums[lane];
+#pragma unroll
+        for (int o = 1; o < 32; o *= 2) {
+            const int32_t y = __shfl_up_sync(~0u, total, o);
+            total += lane >= o ? y : 0;
+        }
+        sums[lane] = total;
+    }
+    __syncthreads();
+    return inclusive - x + (warp ? sums[warp - 1] : 0);
+}
+
+} // namespace
+
+extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_params p) {
+    extern __shared__ __align__(16) char shared[];
+    cut * const cuts = (cut *) shared;                          // [n_cta + 1]
+    int32_t * const start = (int32_t *) (cuts + p.n_cta + 1);   // [n_head + 1]
+    __shared__ uint32_t epoch;
+    __shared__ bool clear;
+    const decode_layer layer = p.layers[blockIdx.x];
+    const int32_t n_head = layer.n_stream * layer.pages.n_head_kv * layer.n_pass;
+
+    if (threadIdx.x == 0) {
+        epoch = atomicAdd(p.epoch, 1u) + 1;
+        clear = epoch == 0;
+        if (clear) {
+            epoch = atomicAdd(p.epoch, 1u) + 1;
+        }
+    }
+
+    const int32_t each = (n_head + (int32_t) PLAN_THREADS - 1) / (int32_t) PLAN_THREADS, first = min(n_head, (int32_t) threadIdx.x * each), last = min(n_head, first + each);
+    const auto blocks_of = [](int32_t slots) { return max(1, (slots + BLOCK_SLOTS - 1) / BLOCK_SLOTS); };
+    int32_t mine = 0;
+    for (int32_t h = first; h < last; h++) {
+        mine += blocks_of(layer.pages.n[h / layer.n_pass]) + p.head_blocks;
+    }
+    int32_t before = block_sum_before(mine);
+    for (int32_t h = first; h < last; h++) {
+        start[h] = before;
+        before += blocks_of(layer.pages.n[h / layer.n_pass]) + p.head_blocks;
+        if (h + 1 == n_head) {
+            start[n_head] = before;
+        }
+    }
+    __syncthreads();
+    if (clear) {
+        for (uint64_t i = threadIdx.x; i < p.exchange_bytes / 16; i += PLAN_THREADS) {
+            ((uint4 *) p.exchange)[i] = make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    const int32_t total = start[n_head], n_piece = max(1, min(p.n_cta, max(n_head, total / (p.min_blocks + p.head_blocks))));
+    // a piece is longer than head_blocks, so no two cuts fall on the same block but a head's first
+    const auto blocks_in = [&](int32_t h) { return start[h + 1] - start[h] - p.head_blocks; };
+    const int32_t crumb = min(p.head_blocks, total / n_piece / 16); // what is not worth a segment of its own
+    for (int32_t i = (int32_t) threadIdx.x; i <= n_piece; i += (int32_t) PLAN_THREADS) {
+        const int32_t x = (int32_t) ((int64_t) i * total / n_piece);
+        cut c = {n_head, 0};
+        if (i < n_piece) {
+            c.head  = last_at_most(start, n_head, x);
+            c.block = max(0, x - start[c.head] - p.head_blocks);
+            if (c.block < crumb) {
+                c.block = 0;
+            } else if (blocks_in(c.head) - c.block < crumb) {
+                c = {c.head + 1, 0};
+            }
+        }
+        cuts[i] = c;
+    }
+    __syncthreads();
+
+    const int lane = threadIdx.x & 31;
+    for (int32_t i = (int32_t) threadIdx.x / 32; i < p.n_cta + n_head; i += (int32_t) PLAN_THREADS / 32) {
+        int32_t head, piece, begin;
+        bool used;
+        if (i < p.n_cta) { // the first segment of a CTA
+            piece = i;
+            used  = i < n_piece && !(cuts[i] == cuts[i + 1]);
+            head  = used ? cuts[i].head : -1;
+            begin = used ? cuts[i].block : 0;
+        } else { // the others begin their head
+            head  = i - p.n_cta;
+            begin = 0;
+            piece = last_at_most(cuts, n_piece, cut{head, 0});
+            used  = !(cuts[piece] == cut{head, 0});
+            if (!used) {
+                continue;
+            }
+        }
+        int32_t word = -1;
+        if (used) {
+            const int32_t store_head = head / layer.n_pass, slots = layer.pages.n[store_head], blocks = blocks_in(head);
+            const cut stop = cuts[piece + 1];
+            const int32_t end = min(stop.head > head ? blocks : stop.block, (slots + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
+            const int32_t first_piece = last_at_most(cuts, n_piece, cut{head, 0}), last_piece = last_at_most(cuts, n_piece, cut{head, blocks - 1});
+            switch (lane) {
+                case HEAD:     word = head; break;
+                case BEGIN:    word = begin; break;
+                case END:      word = end; break;
+                case SLOTS:    word = slots; break;
+                case MORE:     word = stop.head - (stop.block > 0 ? 0 : 1) - head; break;
+                case PART:     word = piece - first_piece; break;
+                case N_PART:   word = last_piece - first_piece + 1; break;
+                case EXCHANGE: word = 2 * first_piece + (cuts[first_piece] == cut{head, 0} ? 0 : 1); break;
+                case EPOCH:    word = (int32_t) epoch; break;
+                case OPEN:     word = layer.open ? *layer.open : 0; break;
+                case TRACK:    word = layer.track ? layer.track[store_head] : 0; break;
+                default: {
+                    const int32_t page = begin / BLOCKS_PER_PAGE + lane - PAGE;
+                    word = page * PAGE_SLOTS < slots ? layer.pages.table[(size_t) store_head * (size_t) layer.pages.table_stride + (size_t) page] : 0;
+                }
+            }
+        }
+        ((int32_t *) (layer.segments + i))[lane] = word;
+    }
+}
+
+// ---- the scores of tracked heads ----
+
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS) accumulate_scores(const decode_layer * layers) {
+    const decode_layer & layer = layers[blockIdx.z];
+    const int32_t head = (int32_t) blockIdx.y;
+    if (head >= layer.n_stream * layer.pages.n_head_kv || !layer.track) {
+        return;
+    }
+    const int32_t region = layer.track[head] - 1;
+    if (region < 0) {
+        return;
+    }
+    const int32_t slots = layer.pages.n[head];
+    const float * scores = layer.scores + (size_t) region * (size_t) layer.n_column * (size_t) layer.score_stride;
+    const float * lse = layer.lse + (size_t) region * (size_t) layer.n_column;
+    for (int32_t s = (int32_t) (blockIdx.x * SCORE_THREADS + threadIdx.x); s < slots; s += (int32_t) (gridDim.x * SCORE_THREADS)) {
+        float w = 0.0f;
+        for (int32_t c = 0; c < layer.n_column; c++) {
+            w += exp2f(scores[(size_t) c * (size_t) layer.score_stride + (size_t) s] - lse[c]);
+        }
+        const int32_t page = layer.pages.table[(size_t) head * (size_t) layer.pages.table_stride + (size_t) (s / PAGE_SLOTS)];
+        float * const score = (float *) (layer.pages.pool + (size_t) page * layer.pages.format.bytes + layer.pages.format.score) + s % PAGE_SLOTS;
+        *score += w / (float) layer.group;
+    }
+}
+
+#define KVASIR_DECODE(name, tk, tv, d)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_##name##_d##d(const __grid_constant__ decode_params p) {        \
+        decode<tk, tv, d, 1>(p);                                                                                                            \
+    }                                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_##name##_d##d##_wide(const __grid_constant__ decode_params p) { \
+        decode<tk, tv, d, block_shape<tk, tv, d>::WIDE>(p);                                                                                        \
+    }
+
+#define KVASIR_DECODE_TYPES(d)                 \
+    KVASIR_DECODE(f16_f16, F16, F16, d)        \
+    KVASIR_DECODE(f16_q8_0, F16, Q8_0, d)      \
+    KVASIR_DECODE(q8_0_f16, Q8_0, F16, d)      \
+    KVASIR_DECODE(q8_0_q8_0, Q8_0, Q8_0, d)
+
+#ifdef KVASIR_DECODE_ONLY // a quick build while tuning
+KVASIR_DECODE(f16_f16, F16, F16, 128)
+#else
+KVASIR_DECODE_TYPES(64)
+KVASIR_DECODE(f16_f16, F16, F16, 80)
+KVASIR_DECODE_TYPES(96)
+KVASIR_DECODE_TYPES(128)
+KVASIR_DECODE_TYPES(256)
+#endif
+
+} // namespace kvasir::cuda

@@ -1,0 +1,168 @@
+// Attention of a few queries over one layer of the store, for a host compiler and for nvcc.
+//
+// `plan` runs once per token for all layers: it cuts the blocks of all heads of a layer, laid one after another, into
+// nearly equal pieces, one per CTA. The decode kernel then runs once per layer, and `accumulate_scores` once per
+// token if any head is tracked. Lengths, page tables and flags are read on the device, so a captured graph of these launches
+// stays valid while they change. `plan` has to run again before a layer's decode kernel does.
+//
+// Parts of a cut head meet through `exchange`: CTAs wait for one another, so all CTAs of the grid have to be
+// resident. Each fills a multiprocessor and there are no more than multiprocessors; other kernels may run beside it as long as
+// they end by themselves. Two decode kernels must not run at once, unless both are launched as cooperative.
+#pragma once
+
+#include "prefill.h"
+
+namespace kvasir::cuda {
+
+// A row that a launch appends: where llama.cpp put it.
+struct decode_token {
+    int32_t stream; // of the launch
+    int32_t cell, pos, pad;
+};
+
+constexpr int32_t SEGMENT_PAGES = 21;
+
+// Some blocks of one head: what a CTA works on. Written by `plan`.
+struct decode_segment {
+    int32_t  head;          // (stream * n_head_kv + KV head) * n_pass + pass; -1: nothing to do
+    int32_t  begin, end;    // blocks
+    int32_t  slots;         // held by the head
+    int32_t  more;          // segments of this CTA after this one; they are of the heads that follow
+    int32_t  part, n_part;  // of the head
+    int32_t  exchange;      // place of part 0; part i > 0 has place 2 * (exchange / 2 + i)
+    uint32_t epoch;         // of this plan and layer: marks what is exchanged
+    int32_t  open;
+    int32_t  track;         // region of scores + 1; 0: the head is not tracked
+    int32_t  page[SEGMENT_PAGES]; // the first ones
+};
+static_assert(sizeof(decode_segment) == 128, "a warp reads a segment, a word per lane");
+
+// What `plan` and `accumulate_scores` know of a layer; they take an array in device memory.
+struct decode_layer {
+    layer_pages      pages;
+    int32_t          n_stream;
+    int32_t          n_pass;        // decode_shape
+    int32_t          n_column;      // query heads of a group * tokens of a stream
+    int32_t          group;
+    const int32_t *  open;          // there != 0: every slot is seen by every query, and the mask is not read; or none
+    const int32_t *  track;         // [head] region of scores + 1, or 0; or none
+    decode_segment * segments;      // decode_segments
+    float *          scores;        // [region][n_column][score_stride] exponents of 2
+    float *          lse;           // [region][n_column] log2 of the sum of weights (+inf: nothing is seen)
+    int64_t          score_stride;
+};
+
+struct plan_params {
+    const decode_layer * layers;    // [gridDim.x]
+    uint32_t *           epoch;     // one for an exchange; zero at first
+    void *               exchange;  // cleared when epochs start again from one
+    uint64_t             exchange_bytes;
+    int32_t              n_cta;     // of the decode kernel
+    int32_t              min_blocks, head_blocks; // the least of a piece; what a change of head costs, in blocks
+};
+
+struct decode_params {
+    attention_params       a;       // causal and query_pos are not read
+    float *                out;     // [dv][n_head][n_tokens][n_stream]
+    int64_t                out_head_bytes, out_token_bytes, out_stream_bytes;
+    // rows to append, before they are read; f32
+    const char *           k;
+    const char *           v;
+    int64_t                k_token_bytes, k_head_bytes, v_token_bytes, v_head_bytes;
+    const int32_t *        slot;    // [n_append][n_head_kv]; pages.n counts them already. -1: the head does not hold the row
+    const decode_token *   token;   // [n_append]
+    int32_t                n_append;
+    int32_t                n_pass, stages, ring; // decode_shape
+    const decode_segment * segments;
+    void *                 exchange;
+    float *                scores;  // as in decode_layer
+    float *                lse;
+    int64_t                score_stride;
+};
+
+struct decode_shape {
+    char     kernel[40];            // "": there is none
+    int32_t  columns;               // query rows that a pass takes
+    int32_t  n_pass;
+    int32_t  stages;                // blocks in flight per warp
+    int32_t  ring;                  // where they begin in shared memory
+    int32_t  min_blocks, head_blocks; // plan_params
+    uint32_t grid, block, shared;
+};
+
+constexpr int32_t decode_wide_tiles(int32_t dim) { return dim > 128 ? 2 : 4; } // tiles of 8 query rows
+
+constexpr uint32_t decode_stage_bytes(int32_t type_k, int32_t type_v, int32_t dim) {
+    return (uint32_t) (BLOCK_SLOTS * dim * ((type_k == Q8_0 ? 1 : 2) + (type_v == Q8_0 ? 1 : 2)) +
+                       BLOCK_SLOTS * (dim / Q8_BLOCK) * 2 * ((type_k == Q8_0) + (type_v == Q8_0)) + BLOCK_SLOTS * 4);
+}
+
+constexpr int32_t DECODE_MAX_WARPS   = 8;
+constexpr int32_t DECODE_HEAD_BLOCKS = 3;
+constexpr int32_t DECODE_ROW_PAD   = 4; // floats: lanes of a column tile then write to different banks
+
+// shared memory beside the stages: barriers, maxima and sums, columns, queries (wide), accumulators of all warps
+constexpr uint32_t decode_fixed_bytes(int32_t dim, int32_t tiles, int32_t warps, int32_t stages) {
+    const uint32_t bytes = (uint32_t) (2 * warps * stages * 8 + warps * 8 * 8 + tiles * 8 * 16 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) +
+                                       warps * 8 * (dim + DECODE_ROW_PAD) * 4);
+    return (bytes + 127) / 128 * 128;
+}
+
+// shared_limit: what a block may opt in to
+inline decode_shape make_decode_shape(const page_format & f, int32_t group, int32_t n_tokens, int32_t n_sm, uint32_t shared_limit) {
+    decode_shape s{};
+    const int32_t d = f.dim_k, columns = group * n_tokens;
+    const bool quantized = f.type_k == Q8_0 || f.type_v == Q8_0;
+    if (f.dim_v != d || !(d == 64 || d == 96 || d == 128 || d == 256 || (d == 80 && !quantized))) {
+        return s;
+    }
+    const int32_t tiles = columns > 8 ? decode_wide_tiles(d) : 1;
+    const uint32_t stage = decode_stage_bytes(f.type_k, f.type_v, d);
+    // enough warps that their arithmetic keeps up with the memory, then as many blocks in flight as fit
+    int32_t warps = stage > 12 * 1024 && tiles == 1 ? 4 : 8;
+    while (warps > 1 && decode_fixed_bytes(d, tiles, warps, 1) + (uint32_t) warps * stage > shared_limit) {
+        warps /= 2;
+    }
+    int32_t stages = 0;
+    while (stages < 4 && decode_fixed_bytes(d, tiles, warps, stages + 1) + (uint32_t) (warps * (stages + 1)) * stage <= shared_limit) {
+        stages++;
+    }
+    if (stages == 0) {
+        return s;
+    }
+    char * c = s.kernel;
+    const auto add = [&](const char * text) {
+        while (*text) {
+            *c++ = *text++;
+        }
+    };
+    add("decode_");
+    add(f.type_k == Q8_0 ? "q8_0_" : "f16_");
+    add(f.type_v == Q8_0 ? "q8_0_d" : "f16_d");
+    add(d == 64 ? "64" : d == 80 ? "80" : d == 96 ? "96" : d == 128 ? "128" : "256");
+    add(tiles > 1 ? "_wide" : "");
+    s.columns = tiles * 8;
+    s.n_pass  = (columns + s.columns - 1) / s.columns;
+    s.stages  = stages;
+    s.min_blocks = warps;
+    s.head_blocks = DECODE_HEAD_BLOCKS;
+    s.grid    = (uint32_t) n_sm;
+    s.block   = (uint32_t) (warps * 32);
+    s.ring    = (int32_t) decode_fixed_bytes(d, tiles, warps, stages);
+    s.shared  = (uint32_t) s.ring + (uint32_t) (warps * stages) * stage;
+    return s;
+}
+
+inline size_t decode_segments(const decode_shape & s, int32_t n_head) { return s.grid + (size_t) n_head * (size_t) s.n_pass; } // n_head: of all streams
+
+// two places per CTA: only its first and its last segment can share a head with others
+inline size_t decode_exchange_bytes(const decode_shape & s, int32_t dim) { return (size_t) s.grid * 2 * (size_t) s.columns * (size_t) (dim / 2 + 1) * 16; }
+
+constexpr uint32_t PLAN_THREADS = 1024;
+
+// n_head: heads of the layer that has most, times its passes
+inline uint32_t plan_shared(int32_t n_cta, int32_t n_head) { return (uint32_t) (n_cta + 1) * 8 + (uint32_t) (n_head + 1) * 4; }
+
+constexpr uint32_t SCORE_THREADS = 256; // grid: any, heads of the layer that has most, layers
+
+} // namespace kvasir::cuda
