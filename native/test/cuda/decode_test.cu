@@ -1,0 +1,440 @@
+// The decode kernels against a reference in double precision: decode_test CUBIN [SEED]
+#include "decode.h"
+#include "device.h"
+
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <thread>
+
+using namespace kvasir::cuda;
+
+namespace {
+
+// Queries, and the products of weights with q8_0's scales, are rounded to f16 (unit 2^-11): scores of spread 2 to 3 then carry an error of about
+// 2^-11, and so do outputs. 4 units squared leave room for nothing worse.
+constexpr double tolerance       = 4.0 / 2048 * 4.0 / 2048;
+constexpr double score_tolerance = 4.0 / 2048;
+
+struct test_case {
+    int32_t type_k = F16, type_v = F16, dim = 128, n_head_kv = 8, group = 4, n_stream = 2, n_tokens = 1;
+    bool    mask = false, mask_per_head = false, mask_per_stream = true, open = false, append = true, overwrite = false, sinks = false, track = false;
+    float   softcap = 0, max_bias = 0;
+    int32_t n_cta = 0; // 0: all
+    std::vector<int32_t> lengths; // repeated over the heads
+};
+
+std::mt19937 rng;
+float normal(float spread) { return std::normal_distribution<float>(0, spread)(rng); }
+int32_t below(int32_t n) { return (int32_t) (rng() % (uint32_t) n); }
+
+std::vector<float> normals(size_t n, float spread) {
+    std::vector<float> v(n);
+    for (float & x : v) {
+        x = normal(spread);
+    }
+    return v;
+}
+
+// a row into its page as the store lays it out; what it then holds goes to `held`
+void put(char * section, char * scales, int32_t type, int32_t dim, bool transposed, int32_t slot, const float * row, double * held) {
+    const auto at = [&](int32_t e) {
+        return transposed ? slot / BLOCK_SLOTS * BLOCK_SLOTS * dim + e * BLOCK_SLOTS + slot % BLOCK_SLOTS : slot * dim + e;
+    };
+    if (type == F16) {
+        for (int32_t e = 0; e < dim; e++) {
+            ((__half *) section)[at(e)] = __float2half_rn(row[e]);
+            held[e] = (double) __half2float(__float2half_rn(row[e]));
+        }
+        return;
+    }
+    for (int32_t b = 0; b < dim / Q8_BLOCK; b++) {
+        float top = 0;
+        for (int32_t i = 0; i < Q8_BLOCK; i++) {
+            top = std::max(top, std::fabs(row[b * Q8_BLOCK + i]));
+        }
+        const float d = top / 127.0f, by = d != 0.0f ? 1.0f / d : 0.0f;
+        ((__half *) scales)[slot * (dim / Q8_BLOCK) + b] = __float2half_rn(d);
+        for (int32_t e = b * Q8_BLOCK; e < (b + 1) * Q8_BLOCK; e++) {
+            const int8_t q = (int8_t) std::round(row[e] * by);
+            ((int8_t *) section)[at(e)] = q;
+            held[e] = (double) q * (double) __half2float(__float2half_rn(d));
+        }
+    }
+}
+
+struct outcome {
+    double nmse = 0, score = 0;
+    std::string error;
+};
+
+outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp & device, device_array<uint32_t> & epoch) {
+    const int32_t heads = c.n_stream * c.n_head_kv, n_head = c.n_head_kv * c.group, n_kv = 6000, mask_n_kv = 5888;
+    const page_format format = make_page_format(c.type_k, c.type_v, c.dim, c.dim);
+    const decode_shape shape = make_decode_shape(format, c.group, c.n_tokens, c.n_cta ? c.n_cta : device.multiProcessorCount, (uint32_t) device.sharedMemPerBlockOptin);
+    if (!shape.kernel[0]) {
+        return {1, 1, "no kernel"};
+    }
+    std::vector<int32_t> n((size_t) heads);
+    for (int32_t h = 0; h < heads; h++) {
+        n[(size_t) h] = c.lengths[(size_t) h % c.lengths.size()];
+    }
+    const int32_t stride = std::max(1, (*std::max_element(n.begin(), n.end()) + PAGE_SLOTS - 1) / PAGE_SLOTS) + 2;
+    int32_t n_page = 0;
+    for (int32_t x : n) {
+        n_page += (x + PAGE_SLOTS - 1) / PAGE_SLOTS;
+    }
+    // pages in random order; one full of NaN that nobody owns stands where a table ends
+    std::vector<int32_t> order((size_t) n_page + 1);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), rng);
+    std::vector<char> pool((size_t) (n_page + 1) * format.bytes, 0);
+    memset(pool.data() + (size_t) order[(size_t) n_page] * format.bytes, 0xff, format.bytes);
+    std::vector<int32_t> table((size_t) (heads * stride), order[(size_t) n_page]);
+    int32_t used = 0;
+    std::vector<std::vector<double>> k_held((size_t) heads), v_held((size_t) heads);
+    std::vector<std::vector<int32_t>> cells((size_t) heads);
+    const auto page_of = [&](std::vector<char> & image, int32_t h, int32_t slot) { return image.data() + (size_t) table[(size_t) (h * stride + slot / PAGE_SLOTS)] * format.bytes; };
+    const auto put_slot = [&](std::vector<char> & image, int32_t h, int32_t slot, const float * k, const float * v, int32_t cell, int32_t pos, float score) {
+        char * page = page_of(image, h, slot);
+        const int32_t at = slot % PAGE_SLOTS;
+        put(page, page + format.k_scale, c.type_k, c.dim, false, at, k, &k_held[(size_t) h][(size_t) (slot * c.dim)]);
+        put(page + format.v, page + format.v_scale, c.type_v, c.dim, true, at, v, &v_held[(size_t) h][(size_t) (slot * c.dim)]);
+        ((int32_t *) (page + format.cell))[at] = cells[(size_t) h][(size_t) slot] = cell;
+        ((int32_t *) (page + format.pos))[at] = pos;
+        ((float *) (page + format.score))[at] = score;
+    };
+    for (int32_t h = 0; h < heads; h++) {
+        const int32_t slots = n[(size_t) h];
+        for (int32_t i = 0; i < (slots + PAGE_SLOTS - 1) / PAGE_SLOTS; i++) {
+            table[(size_t) (h * stride + i)] = order[(size_t) used++];
+        }
+        k_held[(size_t) h].resize((size_t) (slots * c.dim));
+        v_held[(size_t) h].resize((size_t) (slots * c.dim));
+        cells[(size_t) h].resize((size_t) slots);
+        std::vector<int32_t> cell((size_t) n_kv);
+        std::iota(cell.begin(), cell.end(), 0);
+        std::shuffle(cell.begin(), cell.end(), rng);
+        for (int32_t s = 0; s < slots; s++) {
+            const std::vector<float> k = normals((size_t) c.dim, 1), v = normals((size_t) c.dim, 1);
+            put_slot(pool, h, s, k.data(), v.data(), cell[(size_t) s], s + 3, std::fabs(normal(1)));
+        }
+    }
+    const std::vector<char> before = pool;
+
+    // the rows of this step
+    const int32_t rows = c.append ? c.n_stream * c.n_tokens : 0;
+    const std::vector<float> k_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1), v_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1);
+    std::vector<decode_token> tokens((size_t) rows);
+    std::vector<int32_t> slot_of((size_t) (rows * c.n_head_kv), -1);
+    for (int32_t r = 0; r < rows; r++) {
+        const int32_t stream = r % c.n_stream, i = r / c.n_stream;
+        tokens[(size_t) r] = {stream, 5000 + i, 70000 + r, 0};
+        for (int32_t hk = 0; hk < c.n_head_kv; hk++) {
+            const int32_t h = stream * c.n_head_kv + hk, slots = n[(size_t) h];
+            if (slots < c.n_tokens) {
+                continue;
+            }
+            // somewhere in the middle, a different slot for each token; or at the end
+            const int32_t slot = c.overwrite ? (slots / c.n_tokens) * i + below(slots / c.n_tokens) : slots - c.n_tokens + i;
+            slot_of[(size_t) (r * c.n_head_kv + hk)] = slot;
+            put_slot(pool, h, slot, &k_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)], &v_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)],
+                     tokens[(size_t) r].cell, tokens[(size_t) r].pos, 0.0f);
+        }
+    }
+
+    const std::vector<float> q = normals((size_t) (c.n_stream * n_head * c.n_tokens * c.dim), 2), sinks = normals((size_t) n_head, 3);
+    const int32_t mask_heads = c.mask_per_head ? n_head : 1, mask_streams = c.mask_per_stream ? c.n_stream : 1;
+    std::vector<__half> mask((size_t) (c.mask ? mask_streams * mask_heads * c.n_tokens * mask_n_kv : 0));
+    for (__half & m : mask) {
+        const int32_t kind = below(10);
+        m = __float2half_rn(c.open || kind < 3 ? -INFINITY : c.max_bias > 0 || kind == 3 ? -(float) below(40) * 0.25f : 0.0f);
+    }
+    std::vector<int32_t> track((size_t) heads, 0);
+    int32_t regions = 0;
+    for (int32_t & t : track) {
+        t = c.track && below(3) ? ++regions : 0;
+    }
+
+    device_array<char> d_pool(before);
+    device_array<int32_t> d_table(table), d_n(n), d_slot(slot_of), d_track(track), d_open(std::vector<int32_t>{c.open ? 1 : 0});
+    device_array<float> d_q(q), d_k(k_rows), d_v(v_rows), d_sinks(sinks), d_out((size_t) (c.n_stream * n_head * c.n_tokens * c.dim));
+    device_array<decode_token> d_token(tokens);
+    device_array<__half> d_mask(mask);
+    device_array<decode_segment> segments(decode_segments(shape, heads));
+    device_array<char> exchange(decode_exchange_bytes(shape, c.dim));
+    const int32_t columns = c.group * c.n_tokens, score_stride = stride * PAGE_SLOTS;
+    device_array<float> d_scores((size_t) regions * (size_t) columns * (size_t) score_stride), d_lse((size_t) (regions * columns));
+
+    decode_layer layer{};
+    layer.pages = {format, d_pool.data(), d_table.data(), d_n.data(), stride, c.n_head_kv};
+    layer.n_stream = c.n_stream;
+    layer.n_pass = shape.n_pass;
+    layer.n_column = columns;
+    layer.group = c.group;
+    layer.open = c.mask ? d_open.data() : nullptr;
+    layer.track = c.track ? d_track.data() : nullptr;
+    layer.segments = segments.data();
+    layer.scores = d_scores.data();
+    layer.lse = d_lse.data();
+    layer.score_stride = score_stride;
+    device_array<decode_layer> layers(std::vector<decode_layer>{layer});
+    plan_params plan{layers.data(), epoch.data(), exchange.data(), exchange.size(), (int32_t) shape.grid, shape.min_blocks, shape.head_blocks};
+
+    decode_params p{};
+    p.a.pages = layer.pages;
+    if (c.mask) {
+        const int64_t row = mask_n_kv * 2;
+        p.a.mask = {(const char *) d_mask.data(), row, row * c.n_tokens, row * c.n_tokens * mask_heads, mask_n_kv, mask_heads, mask_streams, nullptr};
+    }
+    const int64_t row = c.dim * 4;
+    p.a.q = (const char *) d_q.data();
+    p.a.q_token_bytes = row;
+    p.a.q_head_bytes = row * c.n_tokens;
+    p.a.q_stream_bytes = row * c.n_tokens * n_head;
+    p.a.sinks = c.sinks ? d_sinks.data() : nullptr;
+    p.a.n_stream = c.n_stream;
+    p.a.n_head = n_head;
+    p.a.n_tokens = c.n_tokens;
+    p.a.scale = 1.0f / std::sqrt((float) c.dim);
+    p.a.softcap = c.softcap;
+    p.a.max_bias = c.max_bias;
+    p.out = d_out.data();
+    p.out_head_bytes = row;
+    p.out_token_bytes = row * n_head;
+    p.out_stream_bytes = row * n_head * c.n_tokens;
+    p.k = (const char *) d_k.data();
+    p.v = (const char *) d_v.data();
+    p.k_token_bytes = p.v_token_bytes = row * c.n_head_kv;
+    p.k_head_bytes = p.v_head_bytes = row;
+    p.slot = d_slot.data();
+    p.token = d_token.data();
+    p.n_append = rows;
+    p.n_pass = shape.n_pass;
+    p.stages = shape.stages;
+    p.ring = shape.ring;
+    p.segments = segments.data();
+    p.exchange = exchange.data();
+    p.scores = d_scores.data();
+    p.lse = d_lse.data();
+    p.score_stride = score_stride;
+
+    const auto step = [&] {
+        CUDA(cudaMemset(d_out.data(), 0xff, d_out.size() * 4));
+        library.launch("plan", dim3(1), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan);
+        library.launch(shape.kernel, dim3(shape.grid), shape.block, shape.shared, p);
+        CUDA(cudaDeviceSynchronize());
+        return std::make_pair(d_out.get(), d_scores.get());
+    };
+    const auto once = step();
+    const std::vector<float> & out = once.first, & scores = once.second;
+    if (c.track) {
+        library.launch("accumulate_scores", dim3(4, (uint32_t) heads, 1), SCORE_THREADS, 0, (const decode_layer *) layers.data());
+    }
+    const std::vector<char> pages = d_pool.get();
+    const auto again = step();
+    if (memcmp(again.first.data(), out.data(), out.size() * 4) || memcmp(again.second.data(), scores.data(), scores.size() * 4)) {
+        return {1, 1, "two runs differ"};
+    }
+    // only what was appended, and scores, may have changed
+    for (size_t at = 0; at < pages.size(); at++) {
+        if (at % format.bytes < format.score && pages[at] != pool[at]) {
+            return {1, 1, "byte " + std::to_string(at % format.bytes) + " of page " + std::to_string(at / format.bytes) + " is wrong"};
+        }
+    }
+
+    std::vector<double> square_error((size_t) heads), square((size_t) heads), worst_score((size_t) heads);
+    const auto check_head = [&](int32_t h) {
+        const int32_t stream = h / c.n_head_kv, hk = h % c.n_head_kv, slots = n[(size_t) h];
+        std::vector<double> mass((size_t) slots, 0.0), s((size_t) slots), o((size_t) c.dim);
+        for (int32_t r = 0; r < columns; r++) {
+            const int32_t token = r / c.group, qh = hk * c.group + r % c.group;
+            const float * x = &q[(size_t) (((stream * n_head + qh) * c.n_tokens + token) * c.dim)];
+            int32_t pow2 = 1;
+            while (2 * pow2 <= n_head) {
+                pow2 *= 2;
+            }
+            const double slope = c.max_bias <= 0 ? 1.0
+                               : qh < pow2       ? std::pow(2.0, -(double) c.max_bias / pow2 * (qh + 1))
+                                                 : std::pow(2.0, -(double) c.max_bias / 2 / pow2 * (2 * (qh - pow2) + 1));
+            double top = c.sinks ? (double) sinks[(size_t) qh] : -INFINITY;
+            for (int32_t i = 0; i < slots; i++) {
+                double a = 0;
+                for (int32_t e = 0; e < c.dim; e++) {
+                    a += (double) x[e] * k_held[(size_t) h][(size_t) (i * c.dim + e)];
+                }
+                a *= (double) p.a.scale;
+                if (c.softcap > 0) {
+                    a = (double) c.softcap * std::tanh(a / (double) c.softcap);
+                }
+                if (c.mask && !c.open) {
+                    const int32_t cell = cells[(size_t) h][(size_t) i];
+                    const int32_t row = ((stream % mask_streams) * mask_heads + qh % mask_heads) * c.n_tokens + token;
+                    a = cell >= mask_n_kv ? -INFINITY : a + slope * (double) __half2float(mask[(size_t) (row * mask_n_kv + cell)]);
+                }
+                s[(size_t) i] = a;
+                top = std::max(top, a);
+            }
+            double sum = c.sinks ? std::exp((double) sinks[(size_t) qh] - top) : 0.0;
+            std::fill(o.begin(), o.end(), 0.0);
+            for (int32_t i = 0; i < slots && top > -INFINITY; i++) {
+                s[(size_t) i] = std::exp(s[(size_t) i] - top);
+                sum += s[(size_t) i];
+                for (int32_t e = 0; e < c.dim; e++) {
+                    o[(size_t) e] += s[(size_t) i] * v_held[(size_t) h][(size_t) (i * c.dim + e)];
+                }
+            }
+            for (int32_t e = 0; e < c.dim; e++) {
+                const double want = sum > 0 ? o[(size_t) e] / sum : 0.0;
+                const double got = (double) out[(size_t) (((stream * c.n_tokens + token) * n_head + qh) * c.dim + e)];
+                const double error = std::isfinite(got) ? got - want : 1e9;
+                square_error[(size_t) h] += error * error;
+                square[(size_t) h] += want * want;
+            }
+            for (int32_t i = 0; i < slots && sum > 0; i++) {
+                mass[(size_t) i] += s[(size_t) i] / sum / c.group;
+            }
+        }
+        for (int32_t i = 0; i < slots; i++) {
+            const size_t at = (size_t) (page_of(pool, h, i) - pool.data()) + format.score + (size_t) (i % PAGE_SLOTS) * 4;
+            float was, is;
+            memcpy(&was, &pool[at], 4);
+            memcpy(&is, &pages[at], 4);
+            const bool tracked = track[(size_t) h] > 0;
+            const double error = std::isfinite(is) ? std::fabs((double) is - (double) was - (tracked ? mass[(size_t) i] : 0.0)) : 1e9;
+            worst_score[(size_t) h] = std::max(worst_score[(size_t) h], tracked || error == 0 ? error : 1e9);
+        }
+    };
+    std::vector<std::thread> threads;
+    const int32_t n_thread = std::min<int32_t>(heads, (int32_t) std::max(1u, std::thread::hardware_concurrency()));
+    for (int32_t first = 0; first < n_thread; first++) {
+        threads.emplace_back([&, first] {
+            for (int32_t h = first; h < heads; h += n_thread) {
+                check_head(h);
+            }
+        });
+    }
+    for (std::thread & t : threads) {
+        t.join();
+    }
+    const double error = std::accumulate(square_error.begin(), square_error.end(), 0.0), size = std::accumulate(square.begin(), square.end(), 0.0);
+    outcome o{size > 0 ? error / size : error, *std::max_element(worst_score.begin(), worst_score.end()), ""};
+    if (!(o.nmse <= tolerance)) {
+        o.error = "output is off";
+    } else if (!(o.score <= score_tolerance)) {
+        o.error = "scores are off";
+    }
+    return o;
+}
+
+const char * name(int32_t type) { return type == Q8_0 ? "q8_0" : "f16"; }
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: decode_test CUBIN [SEED]\n");
+        return 2;
+    }
+    const uint32_t seed = argc > 2 ? (uint32_t) atoll(argv[2]) : (uint32_t) std::chrono::system_clock::now().time_since_epoch().count();
+    printf("seed %u, tolerance: NMSE %.2e, score %.2e\n", seed, tolerance, score_tolerance);
+    rng.seed(seed);
+    cudaDeviceProp device;
+    CUDA(cudaGetDeviceProperties(&device, 0));
+    kernel_library library(argv[1]);
+    device_array<uint32_t> epoch(1);
+
+    int32_t failed = 0, count = 0;
+    double worst = 0, worst_score = 0;
+    const auto check = [&](const test_case & c) {
+        const outcome o = run(library, c, device, epoch);
+        count++;
+        failed += !o.error.empty();
+        worst = std::max(worst, o.nmse);
+        worst_score = std::max(worst_score, o.score);
+        printf("%s/%s d%d heads %dx%d group %d tokens %d ctas %d%s%s%s%s%s%s%s%s%s%s: NMSE %.2e score %.1e %s\n", name(c.type_k), name(c.type_v), c.dim, c.n_stream, c.n_head_kv,
+               c.group, c.n_tokens, c.n_cta, c.mask ? " mask" : "", c.mask_per_head ? "/head" : "", c.mask && !c.mask_per_stream ? "/one stream" : "", c.open ? " open" : "",
+               c.append ? " append" : "", c.overwrite ? " overwrite" : "", c.sinks ? " sinks" : "", c.track ? " track" : "", c.softcap > 0 ? " softcap" : "",
+               c.max_bias > 0 ? " alibi" : "", o.nmse, o.score, o.error.empty() ? "ok" : ("FAILED: " + o.error).c_str());
+        fflush(stdout);
+    };
+
+    const std::vector<int32_t> ragged = {0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 500, 1000, 2111, 4097, 7};
+    struct kind { int32_t k, v, dim; };
+    std::vector<kind> kinds;
+    for (const int32_t dim : {64, 80, 96, 128, 256}) {
+        for (const int32_t k : {F16, Q8_0}) {
+            for (const int32_t v : {F16, Q8_0}) {
+                if (dim % Q8_BLOCK == 0 || (k == F16 && v == F16)) {
+                    kinds.push_back({k, v, dim});
+                }
+            }
+        }
+    }
+    if (argc > 3) { // only one dim, f16
+        kinds = {{F16, F16, atoi(argv[3])}};
+    }
+    for (const kind & x : kinds) {
+        test_case c;
+        c.type_k = x.k;
+        c.type_v = x.v;
+        c.dim = x.dim;
+        c.lengths = ragged;
+        for (const int32_t group : {1, 2, 3, 4, 7, 8, 12, 16}) {
+            c.group = group;
+            check(c);
+        }
+        for (int32_t i = 0; i < 12; i++) { // everything else, at random
+            test_case r = c;
+            r.group = (int32_t[]){1, 2, 3, 4, 7, 8, 12}[below(7)];
+            r.n_tokens = i % 4 + 1;
+            r.n_stream = 1 + below(3);
+            r.mask = i % 3 != 2;
+            r.mask_per_head = below(4) == 0;
+            r.mask_per_stream = below(2);
+            r.open = below(4) == 0;
+            r.append = below(4) != 0;
+            r.overwrite = below(2);
+            r.sinks = below(3) == 0;
+            r.track = below(2);
+            r.softcap = below(3) ? 0.0f : 5.0f;
+            r.max_bias = r.mask && below(3) == 0 ? 8.0f : 0.0f;
+            r.n_cta = (int32_t[]){0, 0, 1, 5, 40}[below(5)];
+            std::shuffle(r.lengths.begin(), r.lengths.end(), rng);
+            check(r);
+        }
+    }
+    if (argc <= 3) {
+        test_case c; // one KV head for 71 query heads: several passes, and most CTAs share it
+        c.dim = 64;
+        c.n_head_kv = 1;
+        c.group = 71;
+        c.n_stream = 1;
+        c.track = true;
+        for (const int32_t n : {0, 5, 64, 4999}) {
+            c.lengths = {n};
+            check(c);
+        }
+        c = {}; // more heads than CTAs
+        c.n_head_kv = 32;
+        c.n_stream = 32;
+        c.group = 1;
+        c.lengths = {3, 40, 0, 70, 1, 33, 200};
+        check(c);
+        c.lengths = {16};
+        check(c);
+        c = {}; // epochs begin again
+        c.lengths = ragged;
+        for (uint32_t at = 0xfffffffd; at != 3; at++) {
+            epoch.set({at});
+            check(c);
+        }
+    }
+    printf("%d of %d failed, worst NMSE %.2e, worst score %.1e, seed %u\n", failed, count, worst, worst_score, seed);
+    return failed ? 1 : 0;
+}
