@@ -129,7 +129,10 @@ void proxy_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callbac
 }
 
 void proxy_backend_set_threadpool(proxy_backend * backend, ggml_threadpool_t threadpool) {
-    llama().set_threadpool(backend->inner, threadpool);
+    ggml_backend_dev_t device = backend->inner->device;
+    if (device->iface.get_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        llama().set_threadpool(backend->inner, threadpool);
+    }
 }
 
 } // namespace kvasir

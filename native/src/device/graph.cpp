@@ -171,7 +171,7 @@ static void run_attention(ggml_tensor *, int ith, int nth, void * userdata) {
 // The values of an input of the graph, wherever it lies.
 const void * store_graph::host(const ggml_tensor * t) {
     ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    if (!buffer || !buffer->buft->iface.is_host || buffer->buft->iface.is_host(buffer->buft)) {
+    if (!buffer || (buffer->buft->iface.is_host && buffer->buft->iface.is_host(buffer->buft))) {
         return t->data;
     }
     for (const auto & copy : copies_) {
