@@ -369,8 +369,8 @@ void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
         store_->synchronize();
         store_->scratch_.reserve(row * (size_t) n);
     }
-    span("gather", from, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
-    span("scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
+    span("store_gather", from, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
+    span("store_scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
     unlabelled_[(size_t) to] = 1;
 }
 
@@ -393,7 +393,7 @@ void cuda_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows)
         store_->synchronize();
         store_->scratch_.reserve(bytes);
     }
-    span("gather", head, is_k ? SIDE_K : SIDE_V, first, n, store_->scratch_.at());
+    span("store_gather", head, is_k ? SIDE_K : SIDE_V, first, n, store_->scratch_.at());
     check(cu().cuMemcpyDtoHAsync(rows, store_->scratch_.at(), bytes, store_->queue_), "reading the KV cache");
     store_->synchronize();
 }
@@ -408,7 +408,7 @@ void cuda_rows::write(bool is_k, int head, int32_t first, int32_t n, const char 
     reserve(wanted.data());
     store_->run_queued();
     const device_ptr data = store_->upload(rows, (size_t) n * (is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes));
-    span("scatter", head, is_k ? SIDE_K : SIDE_V, first, n, data);
+    span("store_scatter", head, is_k ? SIDE_K : SIDE_V, first, n, data);
     unlabelled_[(size_t) head] = 1;
 }
 
@@ -422,7 +422,7 @@ void cuda_rows::label() {
         for (int32_t slot = 0; slot < h.n; slot++) {
             labels[(size_t) slot] = {0, h.cell[slot], h.pos[slot], 0};
         }
-        span("labels", head, 0, 0, h.n, store_->upload(labels.data(), labels.size() * sizeof labels[0]));
+        span("store_labels", head, 0, 0, h.n, store_->upload(labels.data(), labels.size() * sizeof labels[0]));
         unlabelled_[(size_t) head] = 0;
     }
 }
@@ -448,7 +448,7 @@ bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
         store_->synchronize();
         store_->scratch_.reserve(bytes);
     }
-    span("value_norms", head, SIDE_V, first, n, store_->scratch_.at());
+    span("store_value_norms", head, SIDE_V, first, n, store_->scratch_.at());
     check(cu().cuMemcpyDtoHAsync(norms, store_->scratch_.at(), bytes, store_->queue_), "reading the norms of values");
     store_->synchronize();
     return true;
@@ -465,7 +465,7 @@ bool cuda_rows::read_scores(int head, int32_t n, float * scores) {
         store_->synchronize();
         store_->scratch_.reserve(bytes);
     }
-    span("scores", head, 0, 0, n, store_->scratch_.at());
+    span("store_scores", head, 0, 0, n, store_->scratch_.at());
     check(cu().cuMemcpyDtoHAsync(scores, store_->scratch_.at(), bytes, store_->queue_), "reading scores");
     store_->synchronize();
     return true;
