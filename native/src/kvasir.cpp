@@ -204,8 +204,8 @@ kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, 
         require(context && batch && result, "context, batch or result is NULL");
         last_error().clear();
         *result = llama().llama_decode(context, *batch);
-        if (*result < 0) { // the text of a node without a path was left by the backend, on this thread
-            throw error(KVASIR_FAILED, last_error().empty() ? format("llama_decode returned %d", *result) : last_error());
+        if (*result < 0) { // what went wrong in the backend was left by it, on this thread
+            throw last_error().empty() ? error(KVASIR_FAILED, format("llama_decode returned %d", *result)) : error(last_status(), last_error());
         }
     });
 }
@@ -235,7 +235,7 @@ kvasir_status kvasir_cache_layer(const kvasir_cache * cache, int32_t index, kvas
         const layer & l = checked_layer(cache, index);
         require(info != nullptr, "info is NULL");
         *info = {l.il, l.n_stream, l.n_cells, l.n_head, l.n_head_kv, l.k.format.dim, l.v.format.dim, l.k.format.type, l.v.format.type, l.swa ? 1 : 0,
-                 (int64_t) l.slot_bytes()};
+                 (int64_t) l.slot_bytes(), l.device->iface.get_name(l.device), l.attention};
     });
 }
 

@@ -1,13 +1,16 @@
 #include "proxy.h"
 
+#include "accept.h"
 #include "backend.h"
 #include "construction.h"
+#include "cuda/cuda_device.h"
+#include "input_mirror.h"
 #include "kv_buffer.h"
 
 #include "../error.h"
-#include "cuda/cuda_device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -78,6 +81,14 @@ size_t type_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tens
     return size;
 }
 
+bool type_is_host(ggml_backend_buffer_type_t type) {
+    if (is_kv(type)) {
+        return false;
+    }
+    ggml_backend_buffer_type_t t = inner_type(type);
+    return t->iface.is_host && t->iface.is_host(t);
+}
+
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     size_t sum = 0;
     for (size_t i = kv_sizes.size(); i-- > 0 && sum < size;) {
@@ -90,16 +101,12 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t 
         guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, self(type)->inner, construction::current()->cache, size); });
         return buffer;
     }
-    ggml_backend_buffer_type_t t = inner_type(type);
-    return t->iface.alloc_buffer(t, size);
-}
-
-bool type_is_host(ggml_backend_buffer_type_t type) {
-    if (is_kv(type)) {
-        return false;
+    ggml_backend_buffer_type_t t      = inner_type(type);
+    ggml_backend_buffer_t      buffer = t->iface.alloc_buffer(t, size);
+    if (buffer && !type_is_host(type)) {
+        guarded([&] { input_mirror::get().watch(buffer); });
     }
-    ggml_backend_buffer_type_t t = inner_type(type);
-    return t->iface.is_host && t->iface.is_host(t);
+    return buffer;
 }
 
 const ggml_backend_buffer_type_i BUFFER_TYPE_INTERFACE = {
@@ -278,9 +285,9 @@ ggml_backend_dev_t proxy_for(const char * inner_name) {
             known += (known.empty() ? "" : ", ") + std::string(name);
             continue;
         }
-        std::string reason = "only the CPU and NVIDIA GPUs have one";
-        if (inner->iface.get_type(inner) != GGML_BACKEND_DEVICE_TYPE_CPU && !cuda::gpu::of(inner, reason)) {
-            throw error(KVASIR_UNSUPPORTED, format("the adaptive cache has no path for device %s: %s", name, reason.c_str()));
+        const char * reorder = getenv("GGML_CUDA_GRAPH_OPT");
+        if (cuda::gpu::is_cuda(inner) && reorder && atoi(reorder) == 1) {
+            throw error(KVASIR_UNSUPPORTED, "GGML_CUDA_GRAPH_OPT=1 lets ggml reorder what the adaptive cache needs in order: unset it");
         }
         std::lock_guard<std::mutex> lock(proxies_mutex);
         auto & proxy = proxies[inner];

@@ -67,6 +67,22 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     return slot;
 }
 
+void layer::begin_append() {
+    before_.resize(heads.size());
+    for (size_t i = 0; i < heads.size(); i++) {
+        before_[i] = heads[i].n;
+    }
+}
+
+void layer::cancel_append() {
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store & h = heads[i];
+        while (h.n > before_[i]) {
+            slot_plus_1[i][h.cell[--h.n]] = 0;
+        }
+    }
+}
+
 void layer::release_tail(int index) {
     head_store &  h     = heads[index];
     const int32_t old_n = touched_[index];
@@ -164,11 +180,17 @@ void layer::clear() {
 }
 
 void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
+    std::vector<int32_t> wanted;
+    for (const head_store & h : heads) {
+        wanted.push_back(h.n);
+    }
     for (int32_t head = 0; head < n_head_kv; head++) {
         const int          a = index(from, head), b = index(to, head);
         const head_store & x = heads[a];
         head_store &       y = heads[b];
         if (is_k) { // V follows into the same slots
+            wanted[(size_t) b] = x.n;
+            rows->reserve(wanted.data());
             for (int32_t i = 0; i < y.n; i++) {
                 slot_plus_1[b][y.cell[i]] = 0;
             }

@@ -58,6 +58,9 @@ struct layer {
     // The slot of a cell, a new one at the end when the head does not hold the cell. pos < 0 leaves the position of a
     // slot as it is: V follows K into the same slots.
     int32_t slot_for(int index, int32_t cell, int32_t pos);
+    // An append may fail: cancel_append takes back the slots that heads got since begin_append.
+    void    begin_append();
+    void    cancel_append();
     void    keep(int index, const int32_t * slots, int32_t n_slots); // ascending, distinct, in range
     void    evict(int index, int32_t slot);
     void    truncate(int32_t stream, int32_t first_cell);
@@ -73,6 +76,7 @@ private:
     mapping table_; // the slot tables of all heads
     size_t  column_bytes_ = 0;      // one array of one head's table, whole pages
     std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose part of the table is in use, held or not
+    std::vector<int32_t> before_;   // [n_stream][n_head_kv] slots at begin_append
     mapping sums_;  // the statistic of all heads, while it runs
     int32_t sums_per_slot_ = 0;
     bool    sums_on_host_  = true;

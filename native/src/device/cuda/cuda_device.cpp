@@ -68,12 +68,16 @@ function gpu::find(const char * kernel, uint32_t shared) {
     return entry.f;
 }
 
+bool gpu::is_cuda(ggml_backend_dev_t device) {
+    ggml_backend_reg_t reg = device->reg;
+    return reg && strcmp(reg->iface.get_name(reg), "CUDA") == 0;
+}
+
 gpu * gpu::of(ggml_backend_dev_t device, std::string & reason) {
     static std::mutex                              mutex;
     static std::map<int, std::unique_ptr<gpu>>     gpus;
     static std::map<int, std::string>              refused;
-    ggml_backend_reg_t reg = device->reg;
-    if (!reg || strcmp(reg->iface.get_name(reg), "CUDA") != 0) {
+    if (!is_cuda(device)) {
         return nullptr;
     }
     const char * name = device->iface.get_name(device); // CUDA0, CUDA1, ...: the runtime's index, which is the driver's

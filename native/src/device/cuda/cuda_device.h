@@ -28,6 +28,8 @@ public:
     // The GPU of a device of ggml's CUDA backend; nullptr when it is none, or when there are no kernels for it: reason says why.
     static gpu * of(ggml_backend_dev_t device, std::string & reason);
 
+    static bool is_cuda(ggml_backend_dev_t device); // a device of ggml's CUDA backend
+
     device  id() const { return id_; }
     context primary() const { return context_; }
     int     multiprocessors() const { return multiprocessors_; }

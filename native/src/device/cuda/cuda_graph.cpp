@@ -136,8 +136,8 @@ void cuda_graph::describe(operation & op, const std::function<const void *(const
         op.mask = (int32_t) (same - masks_.begin());
         if (same == masks_.end()) {
             masks_.push_back({mask, {}, 0, false});
-            if (a.n_tokens <= FEW_TOKENS && mask->ne[2] == 1) {
-                const char * values = (const char *) host(mask);
+            const char * values = a.n_tokens <= FEW_TOKENS && mask->ne[2] == 1 ? (const char *) host(mask) : nullptr;
+            if (values) {
                 for (int64_t stream = 0; stream < mask->ne[3]; stream++) {
                     int64_t open = mask->ne[0];
                     for (int64_t t = 0; t < a.n_tokens; t++) {
@@ -574,12 +574,6 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<int> & ov
     } else {
         prepare_many();
     }
-    for (operation & op : operations_) {
-        if (statistic_) {
-            op.l->n_queries += op.attention.n_tokens;
-        }
-    }
-
     const bool again = graph->uid != 0 && graph->uid == uid_;
     uid_ = graph->uid;
     if (few && again && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
