@@ -3,6 +3,7 @@ package dev.kvasir;
 import dev.kvasir.internal.llama.ChatTemplate;
 import dev.kvasir.internal.llama.NativeModel;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -113,9 +114,12 @@ public final class Model implements AutoCloseable {
     return options;
   }
 
-  /** The device that holds the model, by its name in {@link Devices#list()}. */
-  public String device() {
-    return model.device().name();
+  /**
+   * The devices that hold the model's layers, by their names in {@link Devices#list()}, in the
+   * order of the layers.
+   */
+  public List<String> devices() {
+    return model.devices();
   }
 
   /** Number of parameters. */

@@ -136,7 +136,7 @@ public final class BenchCommand implements Callable<Integer> {
             "%s on %s, %s, keys %s, values %s, text: %s%n"
                 .formatted(
                     adaptive.description(),
-                    adaptive.device(),
+                    String.join(" + ", adaptive.devices()),
                     options.threads() == 0 ? "default threads" : options.threads() + " threads",
                     options.keyType().label(),
                     options.valueType().label(),
