@@ -34,7 +34,7 @@ public final class NativeModel implements AutoCloseable {
 
   private final MemorySegment model;
   private final Path file;
-  private final List<String> devices;
+  private final Placement placement;
   private final boolean adaptive;
   private final HandleState state;
   private final Vocabulary vocabulary;
@@ -50,7 +50,7 @@ public final class NativeModel implements AutoCloseable {
   private NativeModel(MemorySegment model, Path file, Placement placement, boolean adaptive) {
     this.model = model;
     this.file = file;
-    this.devices = placement.shares().stream().map(share -> share.device().name()).toList();
+    this.placement = placement;
     this.adaptive = adaptive;
     this.state = new HandleState(() -> NativeApi.llama_model_free(model));
     this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
@@ -320,7 +320,12 @@ public final class NativeModel implements AutoCloseable {
 
   /** The devices that hold the model's layers, by name, in the order of the layers. */
   public List<String> devices() {
-    return devices;
+    return placement.shares().stream().map(share -> share.device().name()).toList();
+  }
+
+  /** The device of a layer, by the model's layer index. */
+  Device deviceOf(int layer) {
+    return placement.deviceOf(layer);
   }
 
   /** Whether the model's KV caches are Kvasir's. */

@@ -47,6 +47,18 @@ record Placement(List<Share> shares) {
     return new Placement(List.copyOf(shares));
   }
 
+  /** The device of a layer; of the last one, for the output. */
+  Device deviceOf(int layer) {
+    int end = 0;
+    for (Share share : shares) {
+      end += share.layers;
+      if (layer < end) {
+        return share.device;
+      }
+    }
+    return shares.getLast().device;
+  }
+
   /** Layers on the CPU. */
   int onCpu() {
     Share first = shares.getFirst();
