@@ -28,7 +28,7 @@ extern "C" {
 #define KVASIR_NOEXCEPT
 #endif
 
-#define KVASIR_ABI_VERSION 1
+#define KVASIR_ABI_VERSION 2
 
 struct llama_model;
 struct llama_context;
@@ -49,8 +49,8 @@ enum kvasir_status {
 
 // Which code computes attention over the store.
 enum kvasir_attention {
-    KVASIR_ATTENTION_NATIVE   = 0, // Kvasir's own kernels for the device
-    KVASIR_ATTENTION_PORTABLE = 1  // ggml's FLASH_ATTN_EXT of the inner backend, one call per KV head
+    KVASIR_ATTENTION_NATIVE   = 0, // Kvasir's own kernels, where there are some for the layer's device; else PORTABLE
+    KVASIR_ATTENTION_PORTABLE = 1  // ggml's FLASH_ATTN_EXT on the layer's device, one node per KV head
 };
 
 struct kvasir_cache; // the store of one llama_context
@@ -68,7 +68,8 @@ KVASIR_API enum kvasir_status kvasir_init(void) KVASIR_NOEXCEPT;
 
 /* ---- devices, models, contexts ---- */
 
-// the proxy of a registered ggml device ("CPU", "CUDA0", ...), to be put into llama_model_params.devices
+// The proxy of a registered ggml device ("CPU", "Vulkan0", ...), to be put into llama_model_params.devices. Proxies of several
+// devices share a model's layers as llama.cpp splits them; each layer's rows lie where the layer is.
 KVASIR_API enum kvasir_status kvasir_device(const char * inner_name, struct ggml_backend_device ** device) KVASIR_NOEXCEPT;
 
 // llama_model_load_from_file behind a wall for C++ exceptions
@@ -113,6 +114,8 @@ struct kvasir_layer_info {
     int32_t type_v;
     int32_t n_swa;        // 1 when the layer belongs to the smaller cache of a sliding-window model
     int64_t slot_bytes;   // K and V bytes of one slot of one KV head
+    const char * device;  // the ggml device that holds the layer and its rows
+    int32_t attention;    // enum kvasir_attention: the path that the layer has there
 };
 
 // What the store holds for one (layer, stream, KV head). The arrays have n_cells entries, the first *n_slots of which are
@@ -128,7 +131,7 @@ struct kvasir_head_view {
 struct kvasir_bytes {
     int64_t slots;          // slots held, over all layers, streams and KV heads
     int64_t kept_bytes;     // K and V bytes of those slots
-    int64_t resident_bytes; // bytes of memory pages that the store occupies (K, V and the slot tables)
+    int64_t resident_bytes; // bytes of memory that the store occupies: pages or device buffers of K and V, and the slot tables
     int64_t full_bytes;     // K and V bytes that llama.cpp would have allocated for this context
 };
 
@@ -188,8 +191,8 @@ KVASIR_API enum kvasir_status kvasir_cache_track(struct kvasir_cache * cache, in
 struct kvasir_timings {
     int64_t graphs;        // graphs computed
     int64_t graph_ns;      // in graph_compute, all of it
-    int64_t attention_ns;  // in FLASH_ATTN_EXT over the store
-    int64_t append_ns;     // in SET_ROWS into the store
+    int64_t attention_ns;  // in FLASH_ATTN_EXT over the store, by kernels of ours (0 on the portable path)
+    int64_t append_ns;     // in SET_ROWS into the store, likewise
     int64_t prepare_ns;    // on the calling thread, before the graph runs
 };
 

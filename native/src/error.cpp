@@ -10,6 +10,11 @@ std::string & last_error() {
     return text;
 }
 
+kvasir_status & last_status() {
+    static thread_local kvasir_status status = KVASIR_OK;
+    return status;
+}
+
 std::string format(const char * pattern, ...) {
     va_list args, copy;
     va_start(args, pattern);

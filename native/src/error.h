@@ -21,7 +21,8 @@ private:
     std::string   text_;
 };
 
-std::string & last_error(); // of the calling thread
+std::string &   last_error();  // of the calling thread
+kvasir_status & last_status(); // that belongs to the text
 
 // printf into a std::string
 std::string format(const char * pattern, ...) __attribute__((format(printf, 1, 2)));
@@ -34,16 +35,16 @@ template <typename F> kvasir_status guarded(F && body) noexcept {
             return KVASIR_OK;
         } catch (const error & e) {
             last_error() = e.what();
-            return e.status();
+            return last_status() = e.status();
         } catch (const std::bad_alloc &) {
             last_error() = "out of memory";
-            return KVASIR_OUT_OF_MEMORY;
+            return last_status() = KVASIR_OUT_OF_MEMORY;
         } catch (const std::exception & e) {
             last_error() = e.what();
-            return KVASIR_FAILED;
+            return last_status() = KVASIR_FAILED;
         } catch (...) {
             last_error() = "unknown C++ exception";
-            return KVASIR_FAILED;
+            return last_status() = KVASIR_FAILED;
         }
     } catch (...) {
         return KVASIR_OUT_OF_MEMORY; // no memory even for the text

@@ -89,6 +89,20 @@ layer & checked_layer(const kvasir_cache * cache, int32_t index) {
     return cache->layer_at(index);
 }
 
+// rows [first, first + n) of one side of a head as floats; to may be NULL
+void read_floats(const layer & l, bool is_k, int index, int32_t first, int32_t n, float * to) {
+    if (!to || n == 0) {
+        return;
+    }
+    row_format f = is_k ? l.k.format : l.v.format;
+    f.tiled = false;
+    std::vector<char> rows((size_t) n * f.row_bytes);
+    l.rows->read(is_k, index, first, n, rows.data());
+    for (int32_t i = 0; i < n; i++) {
+        rows_read(f, rows.data(), i, to + (size_t) i * f.dim);
+    }
+}
+
 } // namespace
 
 extern "C" {
@@ -190,8 +204,8 @@ kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, 
         require(context && batch && result, "context, batch or result is NULL");
         last_error().clear();
         *result = llama().llama_decode(context, *batch);
-        if (*result < 0) { // the text of a node without a path was left by the backend, on this thread
-            throw error(KVASIR_FAILED, last_error().empty() ? format("llama_decode returned %d", *result) : last_error());
+        if (*result < 0) { // what went wrong in the backend was left by it, on this thread
+            throw last_error().empty() ? error(KVASIR_FAILED, format("llama_decode returned %d", *result)) : error(last_status(), last_error());
         }
     });
 }
@@ -221,7 +235,7 @@ kvasir_status kvasir_cache_layer(const kvasir_cache * cache, int32_t index, kvas
         const layer & l = checked_layer(cache, index);
         require(info != nullptr, "info is NULL");
         *info = {l.il, l.n_stream, l.n_cells, l.n_head, l.n_head_kv, l.k.format.dim, l.v.format.dim, l.k.format.type, l.v.format.type, l.swa ? 1 : 0,
-                 (int64_t) l.slot_bytes()};
+                 (int64_t) l.slot_bytes(), l.device->iface.get_name(l.device), l.attention};
     });
 }
 
@@ -244,6 +258,7 @@ kvasir_status kvasir_cache_bytes(const kvasir_cache * cache, kvasir_bytes * byte
                 bytes->slots += h.n;
                 bytes->kept_bytes += h.n * (int64_t) l->slot_bytes();
             }
+            l->rows->flush();
             bytes->resident_bytes += (int64_t) l->resident_bytes();
             bytes->full_bytes += (int64_t) l->heads.size() * l->n_cells * (int64_t) l->slot_bytes();
         }
@@ -292,17 +307,10 @@ kvasir_status kvasir_cache_truncate(kvasir_cache * cache, int32_t stream, int32_
 
 kvasir_status kvasir_cache_read(const kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, float * k, float * v) noexcept {
     return guarded([&] {
-        const layer &      l = checked_layer(cache, index);
-        const int          i = cache->head_at(l, stream, head);
-        const head_store & h = l.heads[(size_t) i];
-        for (int32_t slot = 0; slot < h.n; slot++) {
-            if (k) {
-                rows_read(l.k.format, h.k, slot, k + (size_t) slot * l.k.format.dim);
-            }
-            if (v) {
-                rows_read(l.v.format, h.v, slot, v + (size_t) slot * l.v.format.dim);
-            }
-        }
+        const layer & l = checked_layer(cache, index);
+        const int     i = cache->head_at(l, stream, head);
+        read_floats(l, true, i, 0, l.heads[(size_t) i].n, k);
+        read_floats(l, false, i, 0, l.heads[(size_t) i].n, v);
     });
 }
 
@@ -314,12 +322,13 @@ kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index
         const head_store & h = l.heads[(size_t) i];
         require(first_slot >= 0 && n_slots >= 0 && first_slot <= h.n - n_slots, "no such slots");
         require(norms || n_slots == 0, "norms is NULL");
-        std::vector<float> row((size_t) l.v.format.dim);
-        for (int32_t slot = 0; slot < n_slots; slot++) {
-            rows_read(l.v.format, h.v, first_slot + slot, row.data());
+        const size_t       dim = (size_t) l.v.format.dim;
+        std::vector<float> values((size_t) n_slots * dim);
+        read_floats(l, false, i, first_slot, n_slots, values.data());
+        for (size_t slot = 0; slot < (size_t) n_slots; slot++) {
             double sum = 0;
-            for (float x : row) {
-                sum += (double) x * x;
+            for (size_t d = slot * dim; d < (slot + 1) * dim; d++) {
+                sum += (double) values[d] * values[d];
             }
             norms[slot] = (float) std::sqrt(sum);
         }

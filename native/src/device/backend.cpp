@@ -2,6 +2,7 @@
 
 #include "construction.h"
 #include "graph.h"
+#include "input_mirror.h"
 #include "kv_buffer.h"
 
 #include "../error.h"
@@ -41,6 +42,7 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
 void backend_set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     ggml_backend_t b = inner_of(backend);
     b->iface.set_tensor_async(b, tensor, data, offset, size);
+    input_mirror::get().note(tensor, data, offset, size);
 }
 
 void backend_get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
@@ -51,6 +53,7 @@ void backend_get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor
 bool backend_cpy_tensor_async(ggml_backend_t from, ggml_backend_t to, const ggml_tensor * src, ggml_tensor * dst) {
     from = unwrap(from);
     to   = unwrap(to);
+    input_mirror::get().drop(dst);
     return to->iface.cpy_tensor_async && to->iface.cpy_tensor_async(from, to, src, dst);
 }
 
@@ -67,11 +70,6 @@ void backend_event_record(ggml_backend_t backend, ggml_backend_event_t event) {
 void backend_event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
     ggml_backend_t b = inner_of(backend);
     b->iface.event_wait(b, event);
-}
-
-void backend_graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
-    ggml_backend_t b = inner_of(backend);
-    b->iface.graph_optimize(b, graph, params);
 }
 
 } // namespace
@@ -92,7 +90,8 @@ ggml_backend_t proxy_backend_new(ggml_backend_dev_t device, ggml_backend_dev_t i
     iface.graph_compute    = backend_graph_compute;
     iface.event_record     = i.event_record ? backend_event_record : nullptr;
     iface.event_wait       = i.event_wait ? backend_event_wait : nullptr;
-    iface.graph_optimize   = i.graph_optimize ? backend_graph_optimize : nullptr;
+    // No graph_optimize: backends reorder nodes by what they can see, and the order between an append and the attention
+    // over the same head is not to be seen in llama.cpp's graph. Only the CPU is sure to have none.
 
     ggml_backend_t backend = nullptr;
     const kvasir_status made = guarded([&] {
@@ -127,8 +126,12 @@ void proxy_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callbac
     }
 }
 
+ggml_backend_t proxy_backend_inner(const proxy_backend * backend) { return backend->inner; }
+
 void proxy_backend_set_threadpool(proxy_backend * backend, ggml_threadpool_t threadpool) {
-    llama().set_threadpool(backend->inner, threadpool);
+    if (backend->inner->device == llama().cpu) {
+        llama().set_threadpool(backend->inner, threadpool);
+    }
 }
 
 } // namespace kvasir

@@ -3,8 +3,6 @@
 
 #include "../llama/api.h"
 
-#include <string>
-
 namespace kvasir {
 
 struct proxy_backend;
@@ -12,12 +10,8 @@ struct proxy_backend;
 ggml_backend_t proxy_backend_new(ggml_backend_dev_t device, ggml_backend_dev_t inner, const char * params);
 void           proxy_backend_set_n_threads(ggml_backend_t backend, int n_threads);
 void           proxy_backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data);
-// the threads that the inner CPU backend computes with: llama.cpp attaches its own only to its own CPU backend
+ggml_backend_t proxy_backend_inner(const proxy_backend * backend);
+// the threads that an inner CPU backend computes with: llama.cpp attaches its own only to its own CPU backend
 void           proxy_backend_set_threadpool(proxy_backend * backend, ggml_threadpool_t threadpool);
-
-// whether the node is in the store, or reads from it
-bool touches_store(const ggml_tensor * node);
-// whether there is a path for a node over the store; else the reason. Learns the geometry of the layer from it.
-bool accept_node(const ggml_tensor * node, std::string & reason);
 
 } // namespace kvasir

@@ -1,9 +1,9 @@
 #include "graph.h"
 
-#include "backend.h"
+#include "accept.h"
+#include "input_mirror.h"
 #include "kv_buffer.h"
 
-#include "../attention/portable/portable_attention.h"
 #include "../error.h"
 
 #include <algorithm>
@@ -14,90 +14,6 @@ namespace kvasir {
 
 int64_t now_ns() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// ---- which nodes have a path ----
-
-bool touches_store(const ggml_tensor * node) {
-    if (side_of(node)) {
-        return true;
-    }
-    for (const ggml_tensor * src : node->src) {
-        if (side_of(src)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool accept_attention(const ggml_tensor * node, std::string & reason) {
-    side * k = side_of(node->src[1]);
-    side * v = side_of(node->src[2]);
-    if (!k || !v) {
-        reason = "an attention that takes only one of K and V from the cache";
-        return false;
-    }
-    layer & l = *k->owner;
-    if (k == v) {
-        reason = format("multi-head latent attention (layer %d: V is a part of K)", l.il);
-        return false;
-    }
-    if (!k->is_k || v != &l.v) {
-        reason = format("an attention over K and V of different layers (layer %d)", l.il);
-        return false;
-    }
-    const ggml_tensor * q = node->src[0], * kt = node->src[1], * vt = node->src[2], * mask = node->src[3];
-    const int32_t n_head = (int32_t) q->ne[2], n_head_kv = (int32_t) kt->ne[2];
-    const int32_t dim_k = (int32_t) kt->ne[0], dim_v = (int32_t) vt->ne[0];
-    if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || n_head % n_head_kv != 0 || vt->ne[2] != n_head_kv ||
-        (int64_t) dim_k * n_head_kv != k->tensor->ne[0] || (int64_t) dim_v * n_head_kv != v->tensor->ne[0]) {
-        reason = format("the shape of the attention of layer %d (%d query heads, %d KV heads, head dims %d and %d)", l.il, n_head, n_head_kv, dim_k, dim_v);
-        return false;
-    }
-    if (!rows_supports(k->tensor->type, dim_k) || !rows_supports(v->tensor->type, dim_v)) {
-        reason = format("head dims %d and %d with KV types %s and %s (layer %d): a head must be whole blocks of the type", dim_k, dim_v,
-                        llama().ggml_type_name(k->tensor->type), llama().ggml_type_name(v->tensor->type), l.il);
-        return false;
-    }
-    for (side * s : {k, v}) { // ggml's own conversions, for the types that have blocks
-        const ggml_type type = s->tensor->type;
-        rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
-    }
-    l.configure(n_head, n_head_kv, dim_k, dim_v);
-    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
-        reason = format("attentions of different shapes over the cache of layer %d", l.il);
-        return false;
-    }
-    if (!cpu_attention_supports(l.k.format, l.v.format)) {
-        reason = format("KV types %s and %s (layer %d)", llama().ggml_type_name(l.k.format.type), llama().ggml_type_name(l.v.format.type), l.il);
-        return false;
-    }
-    return true;
-}
-
-bool accept_node(const ggml_tensor * node, std::string & reason) {
-    switch (node->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_VIEW:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return true;
-        case GGML_OP_SET_ROWS: {
-            side * s = side_of(node);
-            // whole rows of all heads; the transposed V of an attention without flash writes single elements
-            if (s && node->src[0]->type == GGML_TYPE_F32 && node->src[0]->ne[0] == s->tensor->ne[0]) {
-                return true;
-            }
-            break;
-        }
-        case GGML_OP_FLASH_ATTN_EXT:
-            return accept_attention(node, reason);
-        default:
-            break;
-    }
-    reason = format("the operation %s over the KV cache (%s)", llama().ggml_op_name(node->op), node->name);
-    return false;
 }
 
 // ---- taking the nodes over ----
@@ -111,25 +27,26 @@ static void note_time(store_node & n, int64_t begin) {
     }
 }
 
-static int64_t index_of(const ggml_tensor * indices, int64_t i) {
-    return indices->type == GGML_TYPE_I64 ? ((const int64_t *) indices->data)[i] : ((const int32_t *) indices->data)[i];
+static int64_t index_of(ggml_type type, const void * indices, int64_t i) {
+    return type == GGML_TYPE_I64 ? ((const int64_t *) indices)[i] : ((const int32_t *) indices)[i];
 }
 
 static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
     store_node &        n     = *(store_node *) userdata;
     const int64_t       begin = now_ns();
     const ggml_tensor * src   = n.node->src[0];
-    const ggml_tensor * idx   = n.node->src[1];
+    const ggml_type     type  = n.node->src[1]->type;
     const layer &       l     = *n.l;
     const side &        s     = *n.rows;
     const int64_t       rows  = src->ne[1];
     for (int64_t i = rows * ith / nth; i < rows * (ith + 1) / nth; i++) {
-        const int64_t row    = index_of(idx, i);
+        const int64_t row    = index_of(type, n.cells, i);
         const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
         const float * values = (const float *) ((const char *) src->data + (size_t) i * src->nb[1]);
         for (int32_t h = 0; h < l.n_head_kv; h++) {
             const int index = l.index(stream, h);
-            rows_write(s.format, s.rows(index), l.slot_plus_1[index][cell] - 1, values + (size_t) h * s.format.dim);
+            const head_store & head = l.heads[(size_t) index];
+            rows_write(s.format, s.is_k ? head.k : head.v, l.slot_plus_1[index][cell] - 1, values + (size_t) h * s.format.dim);
         }
     }
     note_time(n, begin);
@@ -140,6 +57,12 @@ static void run_attention(ggml_tensor *, int ith, int nth, void * userdata) {
     const int64_t begin = now_ns();
     n.cpu.run(ith, nth);
     note_time(n, begin);
+}
+
+store_graph::~store_graph() {
+    for (ggml_backend_buffer_t buffer : noted_) {
+        input_mirror::get().forget(buffer);
+    }
 }
 
 store_node & store_graph::next() {
@@ -173,27 +96,70 @@ static const ggml_tensor * find_positions(const ggml_tensor * t, int depth) {
     return nullptr;
 }
 
+// What an input of the graph holds, where the host can read it; nullptr for what the graph has yet to compute.
+const void * store_graph::host_data(const ggml_tensor * t) {
+    const ggml_tensor *   root   = root_of(t);
+    ggml_backend_buffer_t buffer = root->buffer;
+    if (!t->data || root->op != GGML_OP_NONE || !buffer) {
+        return nullptr;
+    }
+    if (buffer->buft->iface.is_host && buffer->buft->iface.is_host(buffer->buft)) {
+        return t->data;
+    }
+    const auto offset = (size_t) ((const char *) t->data - (const char *) root->data);
+    noted_.insert(buffer);
+    if (const void * noted = input_mirror::get().find(root)) {
+        return (const char *) noted + offset;
+    }
+    auto found = fetched_.find(root);
+    if (found == fetched_.end()) {
+        found = fetched_.emplace(root, llama().ggml_nbytes(root)).first;
+        if (inner_->iface.synchronize) {
+            inner_->iface.synchronize(inner_);
+        }
+        buffer->iface.get_tensor(buffer, root, found->second.data(), 0, found->second.size());
+    }
+    return found->second.data() + offset;
+}
+
 void store_graph::prepare_append(ggml_tensor * node) {
     side *              s   = side_of(node);
     layer &             l   = *s->owner;
     const ggml_tensor * idx = node->src[1];
     const int64_t       n   = node->src[0]->ne[1];
-    if (!l.configured() || !idx->data || idx->op != GGML_OP_NONE) {
+    const void *        cells = l.configured() ? host_data(idx) : nullptr;
+    if (!cells) {
         throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", l.il));
     }
     // a model without rotary positions (ALiBi, learned positions) fills the cells of its one sequence in order
-    const ggml_tensor * positions = s->is_k ? find_positions(node->src[0], 8) : nullptr;
-    const bool          known     = positions && positions->type == GGML_TYPE_I32 && positions->data && positions->ne[0] >= n;
+    const ggml_tensor * rope      = s->is_k ? find_positions(node->src[0], 8) : nullptr;
+    const auto *        positions = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= n ? (const int32_t *) host_data(rope) : nullptr;
     if (s->is_k) {
         l.query_pos.resize((size_t) n);
     }
+    if (std::find(appended_.begin(), appended_.end(), &l) == appended_.end()) {
+        l.begin_append();
+        appended_.push_back(&l);
+    }
+    wanted_.resize(l.heads.size());
+    for (size_t h = 0; h < wanted_.size(); h++) {
+        wanted_[h] = l.heads[h].n;
+    }
     for (int64_t i = 0; i < n; i++) {
-        const int64_t row    = index_of(idx, i);
-        const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
-        if (row < 0 || stream >= l.n_stream) {
+        const int64_t row = index_of(idx->type, cells, i);
+        if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
             throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
         }
-        const int32_t pos = !s->is_k ? -1 : known ? ((const int32_t *) positions->data)[i] : cell;
+        for (int32_t h = 0; h < l.n_head_kv; h++) {
+            const int index = l.index((int32_t) (row / l.n_cells), h);
+            wanted_[(size_t) index] += l.slot_plus_1[(size_t) index][row % l.n_cells] == 0;
+        }
+    }
+    l.rows->reserve(wanted_.data());
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row    = index_of(idx->type, cells, i);
+        const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
+        const int32_t pos    = !s->is_k ? -1 : positions ? positions[i] : cell;
         if (s->is_k) {
             l.query_pos[(size_t) i] = pos;
         }
@@ -205,6 +171,7 @@ void store_graph::prepare_append(ggml_tensor * node) {
     x.node = node;
     x.rows = s;
     x.l    = &l;
+    x.cells = cells;
 }
 
 static int32_t count_open_cells(const ggml_tensor * mask, int32_t n_tokens) {
@@ -220,6 +187,7 @@ void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
     const ggml_tensor * q = node->src[0], * k = node->src[1], * mask = node->src[3], * sinks = node->src[4];
     layer &             l = *side_of(k)->owner;
     kvasir_cache &      c = *l.cache;
+    const bool          native = l.attention == KVASIR_ATTENTION_NATIVE;
     store_node &        x = next();
     x.node = node;
     x.rows = nullptr;
@@ -229,7 +197,8 @@ void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
     a.k = l.k.format;
     a.v = l.v.format;
     const int32_t first = l.n_stream > 1 ? (int32_t) (k->view_offs / l.k.tensor->nb[2]) : 0;
-    a.heads     = l.heads.data() + l.index(first, 0);
+    x.first_head = l.index(first, 0);
+    a.heads     = l.heads.data() + x.first_head;
     a.n_stream  = (int32_t) q->ne[3];
     a.n_head_kv = l.n_head_kv;
     a.n_head    = l.n_head;
@@ -237,13 +206,16 @@ void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
     a.q         = (const char *) q->data;
     std::copy(q->nb, q->nb + 4, a.q_nb);
     if (mask) {
-        a.mask = (const char *) mask->data;
+        a.mask = (const char *) host_data(mask);
+        if (!a.mask) {
+            throw error(KVASIR_UNSUPPORTED, format("an attention of layer %d whose mask is not known beforehand", l.il));
+        }
         std::copy(mask->nb, mask->nb + 4, a.mask_nb);
         a.mask_n_kv     = (int32_t) mask->ne[0];
         a.mask_n_head   = (int32_t) mask->ne[2];
         a.mask_n_stream = (int32_t) mask->ne[3];
         constexpr int32_t few_tokens = 8;
-        if (a.n_stream == 1 && a.mask_n_head == 1 && a.n_tokens <= few_tokens) { // one mask serves many layers
+        if (native && a.n_stream == 1 && a.mask_n_head == 1 && a.n_tokens <= few_tokens) { // one mask serves many layers
             if (open_mask_ != mask->data) {
                 open_mask_  = mask->data;
                 open_cells_ = count_open_cells(mask, a.n_tokens);
@@ -266,10 +238,11 @@ void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
         }
         x.stat = c.statistic_of(l);
         a.stat = &x.stat;
-        l.n_queries += a.n_tokens;
     }
     x.attention = a;
-    x.cpu.plan(x.attention, n_threads, workspace_);
+    if (native) {
+        x.cpu.plan(x.attention, n_threads, workspace_);
+    }
 }
 
 static bool is_view(ggml_op op) {
@@ -298,106 +271,123 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
 
 ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int n_threads) {
     const int64_t begin = now_ns();
+    inner_     = inner;
     used_      = 0;
     open_mask_ = nullptr;
+    fetched_.clear();
+    appended_.clear();
     find_nodes(graph);
-    kvasir_cache * cache = nullptr;
-    for (int i : over_store_) {
-        ggml_tensor * node = graph->nodes[i];
-        if (node->op == GGML_OP_SET_ROWS) {
-            prepare_append(node);
-        } else {
-            prepare_attention(node, n_threads);
-        }
-        cache = nodes_[used_ - 1].l->cache;
-    }
-    if (!cache) {
+    if (over_store_.empty()) {
         return inner->iface.graph_compute(inner, graph);
     }
-    const int64_t prepared = now_ns();
-
-    ggml_status status;
-    if (cache->attention == KVASIR_ATTENTION_PORTABLE) {
-        status = compute_portable(inner, graph);
-    } else {
-        for (size_t i = 0; i < used_; i++) {
-            store_node & x = nodes_[i];
-            x.op = x.node->op;
-            memcpy(x.params, x.node->op_params, sizeof x.params);
-            ggml_custom_op_params custom{};
-            custom.fun      = x.rows ? run_append : run_attention;
-            custom.n_tasks  = GGML_N_TASKS_MAX;
-            custom.userdata = &x;
-            static_assert(sizeof custom <= sizeof x.params, "custom operations keep their parameters in the tensor");
-            x.node->op = GGML_OP_CUSTOM;
-            memcpy(x.node->op_params, &custom, sizeof custom);
+    ggml_status status = GGML_STATUS_FAILED;
+    try {
+        for (int i : over_store_) {
+            ggml_tensor * node = graph->nodes[i];
+            side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache->report_failure();
+            if (node->op == GGML_OP_SET_ROWS) {
+                prepare_append(node);
+            } else {
+                prepare_attention(node, n_threads);
+            }
         }
-        status = inner->iface.graph_compute(inner, graph);
-        for (size_t i = 0; i < used_; i++) {
-            nodes_[i].node->op = nodes_[i].op;
-            memcpy(nodes_[i].node->op_params, nodes_[i].params, sizeof nodes_[i].params);
-        }
+        prepared_ns_ = now_ns();
+        // all layers of one device have the same path
+        status = nodes_[0].l->attention == KVASIR_ATTENTION_NATIVE ? compute_native(graph) : compute_portable(graph);
+    } catch (...) {
+        roll_back();
+        throw;
     }
+    if (status != GGML_STATUS_SUCCESS) {
+        roll_back();
+        return status;
+    }
+    kvasir_cache & cache = *nodes_[0].l->cache;
     for (size_t i = 0; i < used_; i++) {
-        const int64_t ns = nodes_[i].end_ns - nodes_[i].begin_ns;
-        (nodes_[i].rows ? cache->append_ns : cache->attention_ns) += ns;
+        store_node &  x  = nodes_[i];
+        const int64_t ns = x.end_ns - x.begin_ns;
+        (x.rows ? cache.append_ns : cache.attention_ns) += ns;
+        x.l->n_queries += !x.rows && x.attention.stat ? x.attention.n_tokens : 0;
     }
-    cache->graphs++;
-    cache->prepare_ns += prepared - begin;
-    cache->graph_ns += now_ns() - begin;
+    cache.graphs++;
+    cache.prepare_ns += prepared_ns_ - begin;
+    cache.graph_ns += now_ns() - begin;
     return status;
 }
 
-// Runs nodes [first, last) of a graph on the inner backend.
-static ggml_status compute_range(ggml_backend_t inner, const ggml_cgraph * graph, int first, int last) {
-    if (std::all_of(graph->nodes + first, graph->nodes + last, [](const ggml_tensor * t) { return is_view(t->op); })) {
-        return GGML_STATUS_SUCCESS;
+// A token that was not computed leaves no slots behind.
+void store_graph::roll_back() {
+    for (layer * l : appended_) {
+        l->cancel_append();
     }
-    ggml_cgraph range = *graph;
-    range.size    = 0;
-    range.n_nodes = last - first;
-    range.n_leafs = 0;
-    range.nodes   = graph->nodes + first;
-    range.grads   = nullptr;
-    range.grad_accs = nullptr;
-    range.leafs   = nullptr;
-    range.uid     = 0;
-    return inner->iface.graph_compute(inner, &range);
 }
 
-// The graph is cut at every node over the store: ggml's own kernel computes attention, on rows gathered for it.
-ggml_status store_graph::compute_portable(ggml_backend_t inner, ggml_cgraph * graph) {
-    int    first = 0;
-    size_t at    = 0;
-    for (int i = 0; i < graph->n_nodes && at < used_; i++) {
-        if (graph->nodes[i] != nodes_[at].node) {
+// The nodes become GGML_OP_CUSTOM for as long as the graph runs, so ggml's own threads execute them.
+ggml_status store_graph::compute_native(ggml_cgraph * graph) {
+    for (size_t i = 0; i < used_; i++) {
+        store_node & x = nodes_[i];
+        x.op = x.node->op;
+        memcpy(x.params, x.node->op_params, sizeof x.params);
+        ggml_custom_op_params custom{};
+        custom.fun      = x.rows ? run_append : run_attention;
+        custom.n_tasks  = GGML_N_TASKS_MAX;
+        custom.userdata = &x;
+        static_assert(sizeof custom <= sizeof x.params, "custom operations keep their parameters in the tensor");
+        x.node->op = GGML_OP_CUSTOM;
+        memcpy(x.node->op_params, &custom, sizeof custom);
+    }
+    const ggml_status status = inner_->iface.graph_compute(inner_, graph);
+    for (size_t i = 0; i < used_; i++) {
+        nodes_[i].node->op = nodes_[i].op;
+        memcpy(nodes_[i].node->op_params, nodes_[i].params, sizeof nodes_[i].params);
+    }
+    return status;
+}
+
+// Another graph is computed in place of llama.cpp's: its nodes, but ggml's operations over each head's rows in place of
+// those over the whole cache.
+ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
+    if (!portable_) {
+        portable_ = std::make_unique<portable_attention>(inner_);
+    }
+    std::vector<device_rows *> moving;
+    for (size_t i = 0; i < used_; i++) {
+        auto & rows = static_cast<device_rows &>(*nodes_[i].l->rows);
+        if (rows.has_moves() && std::find(moving.begin(), moving.end(), &rows) == moving.end()) {
+            moving.push_back(&rows);
+        }
+    }
+    if (!moving.empty()) {
+        portable_->move_rows(moving);
+    }
+    portable_->begin(graph);
+    std::vector<int32_t> streams, slots;
+    size_t at = 0;
+    for (int i = 0; i < graph->n_nodes; i++) {
+        if (at == used_ || graph->nodes[i] != nodes_[at].node) {
+            portable_->pass(graph->nodes[i]);
             continue;
         }
-        store_node & x      = nodes_[at++];
-        ggml_status  status = compute_range(inner, graph, first, i);
-        if (status != GGML_STATUS_SUCCESS) {
-            return status;
+        const store_node & x    = nodes_[at++];
+        layer &            l    = *x.l;
+        auto &             rows = static_cast<device_rows &>(*l.rows);
+        if (!x.rows) {
+            portable_->attend(x.attention, x.node, rows, x.first_head);
+            continue;
         }
-        if (inner->iface.synchronize) {
-            inner->iface.synchronize(inner);
-        }
-        if (x.rows) {
-            run_append(x.node, 0, 1, &x);
-        } else {
-            const bool scored = x.attention.stat || std::any_of(x.l->heads.begin(), x.l->heads.end(), [](const head_store & h) { return h.track; });
-            if (scored) { // statistic and scores come from our kernels; the output is overwritten below
-                run_attention(x.node, 0, 1, &x);
-            }
-            const int64_t begin = now_ns();
-            status = portable_.compute(inner, x.attention, x.node);
-            note_time(x, begin);
-            if (status != GGML_STATUS_SUCCESS) {
-                return status;
+        const int64_t n = x.node->src[0]->ne[1];
+        streams.resize((size_t) n);
+        slots.resize((size_t) (n * l.n_head_kv));
+        for (int64_t t = 0; t < n; t++) {
+            const int64_t row = index_of(x.node->src[1]->type, x.cells, t);
+            streams[(size_t) t] = (int32_t) (row / l.n_cells);
+            for (int32_t h = 0; h < l.n_head_kv; h++) {
+                slots[(size_t) (h * n + t)] = l.slot_plus_1[(size_t) l.index(streams[(size_t) t], h)][row % l.n_cells] - 1;
             }
         }
-        first = i + 1;
+        portable_->append({x.node->src[0], &rows, x.rows->is_k, l.n_head_kv, streams.data(), slots.data()});
     }
-    return compute_range(inner, graph, first, graph->n_nodes);
+    return portable_->finish();
 }
 
 } // namespace kvasir

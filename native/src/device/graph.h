@@ -8,6 +8,9 @@
 
 #include <atomic>
 #include <deque>
+#include <map>
+#include <memory>
+#include <set>
 #include <vector>
 
 namespace kvasir {
@@ -18,8 +21,10 @@ struct store_node {
     ggml_op       op   = GGML_OP_NONE;
     int32_t       params[GGML_MAX_OP_PARAMS / sizeof(int32_t)];
     side *        rows = nullptr;        // SET_ROWS: what is written
+    const void *  cells = nullptr;       // SET_ROWS: the host's copy of its indices
     layer *       l    = nullptr;
-    attention_node attention;            // FLASH_ATTN_EXT
+    int           first_head = 0;        // FLASH_ATTN_EXT: the first of the layer's heads that it is over
+    attention_node attention;
     statistic      stat;
     cpu_attention  cpu;
     std::atomic<int64_t> begin_ns{0}, end_ns{0};
@@ -27,25 +32,36 @@ struct store_node {
 
 class store_graph {
 public:
-    // Computes the graph on the inner backend. The nodes over the store become GGML_OP_CUSTOM for as long as it runs
-    // (llama.cpp reuses its graphs), so that ggml's own threads run them. Throws kvasir::error for a node without a path.
+    store_graph() = default;
+    ~store_graph();
+    // Computes the graph on the inner backend, with the nodes over the store as ours; llama.cpp's graph is afterwards as it
+    // was, because llama.cpp reuses it. Throws kvasir::error for a node without a path, and when there is no memory.
     ggml_status compute(ggml_backend_t inner, ggml_cgraph * graph, int n_threads);
 
 private:
+    ggml_backend_t         inner_ = nullptr;
     std::deque<store_node> nodes_; // addresses must stay: userdata of the custom nodes
     size_t                 used_ = 0;
     cpu_workspace          workspace_;
-    portable_attention     portable_;
+    std::unique_ptr<portable_attention> portable_;
     uint64_t               uid_ = 0;             // the graph that over_store_ was found in; llama.cpp reuses its graphs
     std::vector<int>       over_store_;          // indices of its nodes over the store
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
+    std::vector<int32_t>   wanted_;              // slots of each head of a layer after an append
+    std::vector<layer *>   appended_;            // layers that this graph gives slots to
+    std::map<const ggml_tensor *, std::vector<char>> fetched_; // inputs that had to be read from the device
+    std::set<ggml_backend_buffer_t> noted_;      // buffers whose inputs the mirror was asked for
+    int64_t                prepared_ns_ = 0;
 
     void find_nodes(const ggml_cgraph * graph);
     store_node & next();
+    const void * host_data(const ggml_tensor * t);
     void prepare_append(ggml_tensor * node);
     void prepare_attention(ggml_tensor * node, int n_threads);
-    ggml_status compute_portable(ggml_backend_t inner, ggml_cgraph * graph);
+    ggml_status compute_native(ggml_cgraph * graph);
+    ggml_status compute_portable(ggml_cgraph * graph);
+    void roll_back();
 };
 
 int64_t now_ns();

@@ -2,6 +2,7 @@
 
 #include "../error.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -11,11 +12,22 @@ namespace kvasir {
 namespace {
 
 struct kv_buffer {
-    kvasir_cache * cache;
-    int32_t        index; // 0: the first buffer of the context, 1: the second one of a sliding-window model
-    char *         base;
-    size_t         size;
+    kvasir_cache *     cache;
+    ggml_backend_dev_t inner;
+    bool               second; // of the second cache of a sliding-window model
+    char *             base;
+    size_t             size;
 };
+
+// llama.cpp's buffer functions report nothing: what goes wrong in one is the error of the next graph.
+template <typename F> void attempt(kvasir_cache * cache, F && body) {
+    if (cache->failure == KVASIR_OK) {
+        cache->failure = guarded(body);
+        if (cache->failure != KVASIR_OK) {
+            cache->failure_text = last_error();
+        }
+    }
+}
 
 kv_buffer * self(ggml_backend_buffer_t buffer) { return (kv_buffer *) buffer->context; }
 
@@ -37,7 +49,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
     }
     return guarded([&] {
         kv_buffer * b = self(buffer);
-        layer & l = b->cache->layer_of(name.il, b->index > 0, tensor);
+        layer & l = b->cache->layer_of(name.il, b->second, tensor, b->inner);
         side &  s = name.is_k ? l.k : l.v;
         s.tensor  = tensor;
         tensor->extra = &s;
@@ -74,36 +86,91 @@ row_range rows_of(const ggml_tensor * tensor, size_t offset, size_t size) {
     return {s, (int64_t) (offset / row), (int64_t) (size / row)};
 }
 
-void buffer_set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    const row_range r = rows_of(tensor, offset, size);
-    layer &         l = *r.s->owner;
-    for (int64_t i = 0; i < r.count; i++) {
-        const int32_t stream = (int32_t) ((r.first + i) / l.n_cells), cell = (int32_t) ((r.first + i) % l.n_cells);
-        const char *  row    = (const char *) data + (size_t) i * r.s->tensor->nb[1];
-        for (int32_t h = 0; h < l.n_head_kv; h++, row += r.s->format.row_bytes) {
-            if (!is_evicted(row, r.s->format.row_bytes)) {
-                const int index = l.index(stream, h);
-                rows_set(r.s->format, r.s->rows(index), l.slot_for(index, cell, cell), row);
-            }
+// One head's part of the cache tensor's rows r.first ..: [cell of the stream] and where it lies in llama.cpp's memory.
+template <typename F> void for_each_part(const row_range & r, F && f) {
+    const layer & l = *r.s->owner;
+    for (int32_t h = 0; h < l.n_head_kv; h++) {
+        for (int64_t i = 0; i < r.count;) { // the cells of one stream
+            const int32_t stream = (int32_t) ((r.first + i) / l.n_cells), cell = (int32_t) ((r.first + i) % l.n_cells);
+            const int32_t count  = (int32_t) std::min<int64_t>(r.count - i, l.n_cells - cell);
+            f(l.index(stream, h), cell, count, (size_t) i * r.s->tensor->nb[1] + (size_t) h * r.s->format.row_bytes);
+            i += count;
         }
     }
 }
 
-void buffer_get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     const row_range r = rows_of(tensor, offset, size);
     layer &         l = *r.s->owner;
-    memset(data, EVICTED, size);
-    for (int64_t i = 0; i < r.count; i++) {
-        const int32_t stream = (int32_t) ((r.first + i) / l.n_cells), cell = (int32_t) ((r.first + i) % l.n_cells);
-        char *        row    = (char *) data + (size_t) i * r.s->tensor->nb[1];
-        for (int32_t h = 0; h < l.n_head_kv; h++, row += r.s->format.row_bytes) {
-            const int     index = l.index(stream, h);
-            const int32_t slot  = l.slot_plus_1[index][cell] - 1;
-            if (slot >= 0) {
-                rows_get(r.s->format, r.s->rows(index), slot, row);
-            }
+    const size_t    row_bytes = r.s->format.row_bytes, stride = r.s->tensor->nb[1];
+    attempt(self(buffer)->cache, [&] {
+        std::vector<int32_t> wanted;
+        for (const head_store & h : l.heads) {
+            wanted.push_back(h.n);
         }
-    }
+        for_each_part(r, [&](int index, int32_t cell, int32_t count, size_t at) {
+            for (int32_t i = 0; i < count; i++) {
+                wanted[(size_t) index] += l.slot_plus_1[(size_t) index][cell + i] == 0 && !is_evicted((const char *) data + at + (size_t) i * stride, row_bytes);
+            }
+        });
+        l.rows->reserve(wanted.data());
+        std::vector<char> run; // rows of consecutive slots
+        for_each_part(r, [&](int index, int32_t cell, int32_t count, size_t at) {
+            int32_t first = 0;
+            run.clear();
+            const auto write = [&] {
+                if (!run.empty()) {
+                    l.rows->write(r.s->is_k, index, first, (int32_t) (run.size() / row_bytes), run.data());
+                    run.clear();
+                }
+            };
+            for (int32_t i = 0; i < count; i++) {
+                const char * row = (const char *) data + at + (size_t) i * stride;
+                if (is_evicted(row, row_bytes)) {
+                    continue;
+                }
+                const int32_t slot = l.slot_for(index, cell + i, cell + i);
+                if (slot != first + (int32_t) (run.size() / row_bytes)) {
+                    write();
+                }
+                if (run.empty()) {
+                    first = slot;
+                }
+                run.insert(run.end(), row, row + row_bytes);
+            }
+            write();
+        });
+    });
+}
+
+void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    const row_range r = rows_of(tensor, offset, size);
+    layer &         l = *r.s->owner;
+    const size_t    row_bytes = r.s->format.row_bytes, stride = r.s->tensor->nb[1];
+    memset(data, EVICTED, size);
+    attempt(self(buffer)->cache, [&] {
+        std::vector<char> rows;
+        for_each_part(r, [&](int index, int32_t cell, int32_t count, size_t at) {
+            const int32_t * slot_plus_1 = l.slot_plus_1[(size_t) index] + cell;
+            int32_t         first = INT32_MAX, last = -1; // the slots of the range
+            for (int32_t i = 0; i < count; i++) {
+                if (slot_plus_1[i] != 0) {
+                    first = std::min(first, slot_plus_1[i] - 1);
+                    last  = std::max(last, slot_plus_1[i] - 1);
+                }
+            }
+            if (last < 0) {
+                return;
+            }
+            rows.resize((size_t) (last - first + 1) * row_bytes);
+            l.rows->read(r.s->is_k, index, first, last - first + 1, rows.data());
+            for (int32_t i = 0; i < count; i++) {
+                if (slot_plus_1[i] != 0) {
+                    memcpy((char *) data + at + (size_t) i * stride, rows.data() + (size_t) (slot_plus_1[i] - 1 - first) * row_bytes, row_bytes);
+                }
+            }
+        });
+    });
 }
 
 // llama_memory_seq_cp between streams copies a whole stream of every cache tensor
@@ -120,14 +187,14 @@ bool buffer_cpy_tensor(ggml_backend_buffer_t, const ggml_tensor * src, ggml_tens
     if (a % stride != 0 || b % stride != 0 || src->ne[1] != l.n_cells || dst->ne[1] != l.n_cells) {
         return false;
     }
-    l.copy_stream((int32_t) (a / stride), (int32_t) (b / stride), *from);
+    attempt(l.cache, [&] { l.copy_stream((int32_t) (a / stride), (int32_t) (b / stride), from->is_k); });
     return true;
 }
 
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t) {
     kv_buffer * b = self(buffer);
     for (auto & l : b->cache->layers) {
-        if (l->swa == (b->index > 0)) {
+        if (l->k.tensor ? l->k.tensor->buffer == buffer : l->v.tensor && l->v.tensor->buffer == buffer) {
             l->clear();
         }
     }
@@ -178,12 +245,16 @@ cache_name parse_cache_name(const char * name) {
     return result;
 }
 
-ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, kvasir_cache * cache, size_t size) {
+ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, kvasir_cache * cache, size_t size) {
     char * base = (char *) memory_reserve_inaccessible(size);
     if (!base) {
         return nullptr;
     }
-    auto * b = new kv_buffer{cache, cache->n_buffers++, base, size};
+    // llama.cpp makes one cache after the other, and the buffers of each in the order of the buffer types' names
+    const std::string name = type->iface.get_name(type);
+    cache->n_caches += cache->last_buffer_type.empty() || name <= cache->last_buffer_type ? 1 : 0;
+    cache->last_buffer_type = name;
+    auto * b = new kv_buffer{cache, inner, cache->n_caches > 1, base, size};
     return llama().ggml_backend_buffer_init(type, INTERFACE, b, size);
 }
 

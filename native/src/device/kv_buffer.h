@@ -21,6 +21,6 @@ struct cache_name {
 };
 cache_name parse_cache_name(const char * name);
 
-ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, kvasir_cache * cache, size_t size);
+ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, kvasir_cache * cache, size_t size);
 
 } // namespace kvasir

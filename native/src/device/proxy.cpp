@@ -1,7 +1,9 @@
 #include "proxy.h"
 
+#include "accept.h"
 #include "backend.h"
 #include "construction.h"
+#include "input_mirror.h"
 #include "kv_buffer.h"
 
 #include "../error.h"
@@ -77,6 +79,14 @@ size_t type_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tens
     return size;
 }
 
+bool type_is_host(ggml_backend_buffer_type_t type) {
+    if (is_kv(type)) {
+        return false;
+    }
+    ggml_backend_buffer_type_t t = inner_type(type);
+    return t->iface.is_host && t->iface.is_host(t);
+}
+
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     size_t sum = 0;
     for (size_t i = kv_sizes.size(); i-- > 0 && sum < size;) {
@@ -86,19 +96,15 @@ ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t 
     kv_sizes.clear();
     if (kv && construction::current()) {
         ggml_backend_buffer_t buffer = nullptr;
-        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, construction::current()->cache, size); });
+        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, self(type)->inner, construction::current()->cache, size); });
         return buffer;
     }
-    ggml_backend_buffer_type_t t = inner_type(type);
-    return t->iface.alloc_buffer(t, size);
-}
-
-bool type_is_host(ggml_backend_buffer_type_t type) {
-    if (is_kv(type)) {
-        return false;
+    ggml_backend_buffer_type_t t      = inner_type(type);
+    ggml_backend_buffer_t      buffer = t->iface.alloc_buffer(t, size);
+    if (buffer && !type_is_host(type)) {
+        guarded([&] { input_mirror::get().watch(buffer); });
     }
-    ggml_backend_buffer_type_t t = inner_type(type);
-    return t->iface.is_host && t->iface.is_host(t);
+    return buffer;
 }
 
 const ggml_backend_buffer_type_i BUFFER_TYPE_INTERFACE = {
@@ -276,9 +282,6 @@ ggml_backend_dev_t proxy_for(const char * inner_name) {
         if (strcmp(name, inner_name) != 0) {
             known += (known.empty() ? "" : ", ") + std::string(name);
             continue;
-        }
-        if (inner->iface.get_type(inner) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-            throw error(KVASIR_UNSUPPORTED, format("the adaptive cache has no path for device %s: use CPU, or switch the adaptive cache off", name));
         }
         std::lock_guard<std::mutex> lock(proxies_mutex);
         auto & proxy = proxies[inner];

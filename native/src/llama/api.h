@@ -16,6 +16,8 @@ namespace kvasir {
     X(ggml_version)                 \
     X(ggml_init)                    \
     X(ggml_free)                    \
+    X(ggml_reset)                   \
+    X(ggml_tensor_overhead)         \
     X(ggml_nbytes)                  \
     X(ggml_row_size)                \
     X(ggml_type_name)               \
@@ -28,12 +30,22 @@ namespace kvasir {
     X(ggml_graph_n_nodes)           \
     X(ggml_graph_node)              \
     X(ggml_custom_4d)               \
+    X(ggml_cpy)                     \
+    X(ggml_get_rows)                \
+    X(ggml_set_rows)                \
+    X(ggml_mul_mat)                 \
+    X(ggml_scale)                   \
+    X(ggml_tanh)                    \
+    X(ggml_soft_max_ext)            \
+    X(ggml_soft_max_add_sinks)      \
     X(ggml_flash_attn_ext)          \
-    X(ggml_flash_attn_ext_add_sinks)\
+    X(ggml_flash_attn_ext_add_sinks) \
     X(ggml_fp16_to_fp32)            \
     X(ggml_fp32_to_fp16)            \
     X(ggml_threadpool_params_init)  \
     X(ggml_backend_buffer_init)     \
+    X(ggml_backend_buffer_free)     \
+    X(ggml_backend_tensor_copy)     \
     X(ggml_backend_cpu_buffer_from_ptr) \
     X(ggml_backend_dev_count)       \
     X(ggml_backend_dev_get)         \

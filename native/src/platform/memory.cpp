@@ -91,6 +91,8 @@ static void release_pages(void * begin, size_t size) {
 
 #endif
 
+size_t whole_pages(size_t size) { return (size + page_size() - 1) / page_size() * page_size(); }
+
 void memory_release(void * begin, void * end) {
     const uintptr_t page  = page_size();
     const uintptr_t first = ((uintptr_t) begin + page - 1) / page * page;

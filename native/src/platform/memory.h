@@ -6,6 +6,7 @@
 namespace kvasir {
 
 size_t page_size();
+size_t whole_pages(size_t size); // rounded up
 
 // Address space for size bytes, zero-filled on first touch and without memory until then; nullptr when there is none.
 void * memory_reserve(size_t size);

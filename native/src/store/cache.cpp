@@ -9,22 +9,11 @@ using namespace kvasir;
 
 namespace kvasir {
 
-static size_t whole_pages(size_t size) { return (size + page_size() - 1) / page_size() * page_size(); }
-
 // the arrays of one head's slot table, each of n_cells entries
 enum table_column { CELL, POS, SCORE, SLOT_PLUS_1, TABLE_COLUMNS };
 
-void layer::configure(int32_t heads_q, int32_t heads_kv, int32_t dim_k, int32_t dim_v) {
-    if (configured()) {
-        return;
-    }
+void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_memory> memory) {
     const int n = n_stream * heads_kv;
-    k.format = rows_format(k.tensor->type, dim_k, /*tiled =*/ true);
-    v.format = rows_format(v.tensor->type, dim_v, /*tiled =*/ false);
-    for (side * s : {&k, &v}) {
-        s->head_bytes = whole_pages(rows_bytes(s->format, n_cells));
-        s->memory     = mapping(s->head_bytes * (size_t) n);
-    }
     column_bytes_ = whole_pages((size_t) n_cells * sizeof(int32_t));
     table_        = mapping(column_bytes_ * TABLE_COLUMNS * (size_t) n);
     heads.assign((size_t) n, head_store());
@@ -32,13 +21,14 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, int32_t dim_k, int32_t 
     touched_.assign((size_t) n, 0);
     for (int i = 0; i < n; i++) {
         char * table   = table_.data() + (size_t) i * TABLE_COLUMNS * column_bytes_;
-        heads[i].k     = k.rows(i);
-        heads[i].v     = v.rows(i);
+        heads[i].k     = memory->host(true, i);
+        heads[i].v     = memory->host(false, i);
         heads[i].cell  = (int32_t *) (table + CELL * column_bytes_);
         heads[i].pos   = (int32_t *) (table + POS * column_bytes_);
         heads[i].score = (float *) (table + SCORE * column_bytes_);
         slot_plus_1[i] = (int32_t *) (table + SLOT_PLUS_1 * column_bytes_);
     }
+    rows      = std::move(memory);
     n_head    = heads_q;
     n_head_kv = heads_kv;
 }
@@ -76,13 +66,27 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     return slot;
 }
 
+void layer::begin_append() {
+    before_.resize(heads.size());
+    for (size_t i = 0; i < heads.size(); i++) {
+        before_[i] = heads[i].n;
+    }
+}
+
+void layer::cancel_append() {
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store & h = heads[i];
+        while (h.n > before_[i]) {
+            slot_plus_1[i][h.cell[--h.n]] = 0;
+        }
+    }
+}
+
 void layer::release_tail(int index) {
     head_store &  h     = heads[index];
     const int32_t old_n = touched_[index];
     const auto release = [](char * base, size_t from, size_t to) { memory_release(base + whole_pages(from), base + whole_pages(to)); };
-    for (side * s : {&k, &v}) {
-        release(s->rows(index), rows_bytes(s->format, h.n), rows_bytes(s->format, old_n));
-    }
+    rows->release(index, h.n);
     for (void * column : {(void *) h.cell, (void *) h.pos, (void *) h.score}) {
         release((char *) column, (size_t) h.n * sizeof(int32_t), (size_t) old_n * sizeof(int32_t));
     }
@@ -95,9 +99,7 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
     if (n_slots == old_n) {
         return;
     }
-    for (side * s : {&k, &v}) {
-        rows_keep(s->format, s->rows(index), slots, n_slots);
-    }
+    rows->keep(index, slots, n_slots, old_n);
     for (int32_t i = 0; i < old_n; i++) {
         slot_plus_1[index][h.cell[i]] = 0;
     }
@@ -125,9 +127,7 @@ void layer::evict(int index, int32_t slot) {
     const int32_t last = h.n - 1;
     slot_plus_1[index][h.cell[slot]] = 0;
     if (slot != last) {
-        for (side * s : {&k, &v}) {
-            rows_move(s->format, s->rows(index), last, slot);
-        }
+        rows->move(index, last, slot);
         h.cell[slot]  = h.cell[last];
         h.pos[slot]   = h.pos[last];
         h.score[slot] = h.score[last];
@@ -170,17 +170,26 @@ void layer::clear() {
         touched_[i] = 0;
     }
     n_queries = 0;
-    for (const mapping * m : {&k.memory, &v.memory, &table_, &sums_}) {
+    if (rows) {
+        rows->clear();
+    }
+    for (const mapping * m : {&table_, &sums_}) {
         memory_release(m->data(), m->data() + m->size()); // the slot tables read as empty when they are zero
     }
 }
 
-void layer::copy_stream(int32_t from, int32_t to, const side & rows) {
+void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
+    std::vector<int32_t> wanted;
+    for (const head_store & h : heads) {
+        wanted.push_back(h.n);
+    }
     for (int32_t head = 0; head < n_head_kv; head++) {
         const int          a = index(from, head), b = index(to, head);
         const head_store & x = heads[a];
         head_store &       y = heads[b];
-        if (rows.is_k) { // V follows into the same slots
+        if (is_k) { // V follows into the same slots
+            wanted[(size_t) b] = x.n;
+            rows->reserve(wanted.data());
             for (int32_t i = 0; i < y.n; i++) {
                 slot_plus_1[b][y.cell[i]] = 0;
             }
@@ -196,16 +205,15 @@ void layer::copy_stream(int32_t from, int32_t to, const side & rows) {
             touched_[b] = std::max(touched_[b], y.n);
             release_tail(b);
         }
-        memcpy(rows.rows(b), rows.rows(a), rows_bytes(rows.format, x.n));
+        rows->copy(a, b, x.n, is_k);
     }
 }
 
 size_t layer::resident_bytes() const {
-    size_t bytes = 0;
+    size_t bytes = rows->resident_bytes();
     for (size_t i = 0; i < heads.size(); i++) {
         const int32_t n = touched_[i];
-        bytes += whole_pages(rows_bytes(k.format, n)) + whole_pages(rows_bytes(v.format, n)) +
-                 whole_pages((size_t) n * sizeof(int32_t)) * 3 + whole_pages((size_t) (heads[i].max_cell + 1) * sizeof(int32_t)) +
+        bytes += whole_pages((size_t) n * sizeof(int32_t)) * 3 + whole_pages((size_t) (heads[i].max_cell + 1) * sizeof(int32_t)) +
                  (size_t) n * sizeof(float) * (size_t) sums_per_slot_;
     }
     return bytes;
@@ -254,7 +262,7 @@ int kvasir_cache::head_at(const layer & l, int32_t stream, int32_t head) const {
     return l.index(stream, head);
 }
 
-layer & kvasir_cache::layer_of(int32_t il, bool swa, const ggml_tensor * tensor) {
+layer & kvasir_cache::layer_of(int32_t il, bool swa, const ggml_tensor * tensor, ggml_backend_dev_t device) {
     for (auto & l : layers) {
         if (l->il == il && l->swa == swa) {
             return *l;
@@ -264,12 +272,21 @@ layer & kvasir_cache::layer_of(int32_t il, bool swa, const ggml_tensor * tensor)
     l->cache    = this;
     l->il       = il;
     l->swa      = swa;
+    l->device   = device;
     l->n_cells  = (int32_t) tensor->ne[1];
     l->n_stream = (int32_t) tensor->ne[2];
     l->k.owner  = l->v.owner = l.get();
     l->k.is_k   = true;
     layers.push_back(std::move(l));
     return *layers.back();
+}
+
+void kvasir_cache::report_failure() {
+    if (failure != KVASIR_OK) {
+        const error e(failure, failure_text);
+        failure = KVASIR_OK;
+        throw e;
+    }
 }
 
 void kvasir_cache::start_statistic(const kvasir_statistic_params & params) {

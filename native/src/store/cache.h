@@ -5,27 +5,26 @@
 
 #include "../attention/attention.h"
 #include "../platform/memory.h"
+#include "ggml-backend.h"
+#include "row_memory.h"
 #include "rows.h"
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace kvasir {
 
 struct layer;
 
-// K or V of a layer: llama.cpp's cache tensor, and our memory for its rows.
+// K or V of a layer: llama.cpp's cache tensor, and how a head's rows of it look.
 struct side {
     ggml_tensor * tensor = nullptr;
     layer *       owner  = nullptr;
     bool          is_k   = false;
     row_format    format{};
-    size_t        head_bytes = 0; // address space of one head, whole pages
-    mapping       memory;         // [n_stream][n_head_kv]
-
-    char * rows(int index) const { return memory.data() + (size_t) index * head_bytes; }
 };
 
 // A layer of the model that has KV heads. Their geometry is known when the first FLASH_ATTN_EXT over the layer is seen,
@@ -34,27 +33,34 @@ struct layer {
     kvasir_cache * cache = nullptr;
     int32_t        il    = -1;    // the model's layer index
     bool           swa   = false; // in the second, smaller cache of a sliding-window model
+    ggml_backend_dev_t device    = nullptr; // the ggml device that the layer runs on
+    kvasir_attention   attention = KVASIR_ATTENTION_NATIVE; // the path that the device has
     int32_t        n_stream = 1, n_cells = 0;
     int32_t        n_head = 0, n_head_kv = 0;
     side           k, v;
+    std::unique_ptr<row_memory> rows;    // once the layer is configured
     std::vector<head_store> heads;       // [n_stream][n_head_kv]
     std::vector<int32_t *>  slot_plus_1; // [n_stream][n_head_kv][cell]
     std::vector<int32_t>    query_pos;   // positions of the tokens that were written last, in batch order
     int64_t                 n_queries = 0; // counted by the running statistic
 
     bool    configured() const { return n_head_kv > 0; }
-    void    configure(int32_t n_head, int32_t n_head_kv, int32_t head_dim_k, int32_t head_dim_v);
+    // k.format and v.format are those of the rows
+    void    configure(int32_t n_head, int32_t n_head_kv, std::unique_ptr<row_memory> rows);
     int     index(int32_t stream, int32_t head) const { return stream * n_head_kv + head; }
     size_t  slot_bytes() const { return k.format.row_bytes + v.format.row_bytes; }
 
     // The slot of a cell, a new one at the end when the head does not hold the cell. pos < 0 leaves the position of a
     // slot as it is: V follows K into the same slots.
     int32_t slot_for(int index, int32_t cell, int32_t pos);
+    // An append may fail: cancel_append takes back the slots that heads got since begin_append.
+    void    begin_append();
+    void    cancel_append();
     void    keep(int index, const int32_t * slots, int32_t n_slots); // ascending, distinct, in range
     void    evict(int index, int32_t slot);
     void    truncate(int32_t stream, int32_t first_cell);
     void    clear();
-    void    copy_stream(int32_t from, int32_t to, const side & rows);
+    void    copy_stream(int32_t from, int32_t to, bool is_k);
     size_t  resident_bytes() const;
 
     void    start_sums(const statistic & stat);
@@ -63,7 +69,8 @@ struct layer {
 private:
     mapping table_; // the slot tables of all heads
     size_t  column_bytes_ = 0;      // one array of one head's table, whole pages
-    std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose memory is in use, held or not
+    std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose part of the table is in use, held or not
+    std::vector<int32_t> before_;   // [n_stream][n_head_kv] slots at begin_append
     mapping sums_;  // the statistic of all heads, while it runs
     int32_t sums_per_slot_ = 0;
 
@@ -76,8 +83,15 @@ private:
 // The store of one llama_context.
 struct kvasir_cache {
     std::vector<std::unique_ptr<kvasir::layer>> layers; // ascending by il once the context is made
-    int32_t          n_buffers = 0;                     // KV buffers that llama.cpp asked for
-    kvasir_attention attention = KVASIR_ATTENTION_NATIVE;
+    kvasir_attention attention = KVASIR_ATTENTION_NATIVE; // what was asked for
+
+    // while the context is made: KV caches that llama.cpp has begun to allocate, a sliding-window model's second one too
+    int32_t     n_caches = 0;
+    std::string last_buffer_type;
+
+    // what went wrong where llama.cpp takes no error; the next graph reports it
+    kvasir_status failure = KVASIR_OK;
+    std::string   failure_text;
 
     // the statistic, while it runs
     bool                 statistic_on = false;
@@ -90,7 +104,9 @@ struct kvasir_cache {
 
     kvasir::layer & layer_at(int32_t index) const;                              // checked
     int             head_at(const kvasir::layer & l, int32_t stream, int32_t head) const; // checked
-    kvasir::layer & layer_of(int32_t il, bool swa, const ggml_tensor * tensor); // found or made
+    kvasir::layer & layer_of(int32_t il, bool swa, const ggml_tensor * tensor, ggml_backend_dev_t device); // found or made
+
+    void            report_failure();                                           // throws it, once
 
     kvasir::statistic statistic_of(const kvasir::layer & l) const;
     void start_statistic(const kvasir_statistic_params & params);

@@ -1,8 +1,9 @@
-// Attention over ragged heads by ggml's own FLASH_ATTN_EXT: one sub-graph node per KV head, on an inner backend whose
-// memory the host can address.
+// The portable path: appends to and attention over device_rows by ggml's own operations, on any backend. Every KV head
+// keeps other tokens, so each gets its own SET_ROWS, and its own FLASH_ATTN_EXT with llama.cpp's mask gathered by cell.
 #pragma once
 
-#include "../../llama/api.h"
+#include "../../device/graph_builder.h"
+#include "../../store/device_rows.h"
 #include "../attention.h"
 
 #include <cstdint>
@@ -10,19 +11,61 @@
 
 namespace kvasir {
 
+// A SET_ROWS into the store.
+struct append_node {
+    const ggml_tensor *  src = nullptr; // [elements of all heads, tokens] f32
+    device_rows *        rows = nullptr;
+    bool                 is_k = false;
+    int32_t              n_head_kv = 1;
+    const int32_t *      stream = nullptr; // [token]
+    const int32_t *      slot = nullptr;   // [KV head][token]
+};
+
 class portable_attention {
 public:
-    // Computes node (a FLASH_ATTN_EXT described by a) into its own memory.
-    ggml_status compute(ggml_backend_t inner, const attention_node & a, ggml_tensor * node);
+    explicit portable_attention(ggml_backend_t inner) : graph_(inner) {}
+
+    // Nodes in their order; nothing runs before finish, unless what is to be sent or fetched for it grows too large.
+    void begin(const ggml_cgraph * graph);
+    void pass(ggml_tensor * node) { graph_.pass(node); }
+    void append(const append_node & a);
+    // a.q, a.out and a.sinks are addresses of the device and are taken from node; a.mask is the host's copy. head: the
+    // index of a.heads[0] in rows.
+    void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
+    ggml_status finish();
+
+    // carries out the single moves of these rows together
+    void move_rows(const std::vector<device_rows *> & rows);
 
 private:
-    // rows gathered from the store, masks gathered by slot, and outputs of one stream
-    std::vector<char>     k_, v_;
-    std::vector<uint16_t> mask_;
-    std::vector<float>    out_;
-    std::vector<char>     graph_memory_;
+    // a gathered mask that has been built for this graph already
+    struct known_mask {
+        const char *       source;
+        const head_store * head;
+        int32_t            stream, first, n_tokens;
+        ggml_tensor *      tensor;
+    };
+    // softmax weights that the graph leaves for the sums of a head
+    struct weights {
+        attention_node   a;
+        head_store *     head;
+        int32_t          stream, first, n_tokens, n_rows;
+        const float *    values; // [query head of the group][token][row]
+    };
+    graph_builder           graph_;
+    std::vector<known_mask> masks_;
+    std::vector<weights>    weights_;
+    ggml_status             status_ = GGML_STATUS_SUCCESS;
+    std::vector<int32_t>    same_slots_;          // of the index tensor below
+    ggml_tensor *           same_index_ = nullptr;
 
-    ggml_status compute_stream(ggml_backend_t inner, const attention_node & a, ggml_tensor * node, int32_t stream);
+    void          cut();
+    ggml_tensor * slots(const int32_t * slot, int32_t n);
+    ggml_tensor * mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows);
+    void          attend_head(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
+    void          weigh_head(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
+    ggml_tensor * queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens);
+    ggml_tensor * sinks(const ggml_tensor * node, int32_t first, int32_t n);
 };
 
 } // namespace kvasir

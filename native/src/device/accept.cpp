@@ -1,0 +1,157 @@
+#include "accept.h"
+
+#include "backend.h"
+#include "construction.h"
+#include "kv_buffer.h"
+
+#include "../attention/cpu/cpu_attention.h"
+#include "../error.h"
+#include "../store/device_rows.h"
+#include "../store/host_rows.h"
+
+#include <algorithm>
+
+namespace kvasir {
+
+bool touches_store(const ggml_tensor * node) {
+    if (side_of(node)) {
+        return true;
+    }
+    for (const ggml_tensor * src : node->src) {
+        if (side_of(src)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_cpu(ggml_backend_dev_t device) { return device->iface.get_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU; }
+
+// Asks the device for the operations of the portable path, on one head as they will be built.
+static bool accept_portable(const layer & l, int32_t group, std::string & reason) {
+    const api & a = llama();
+    char memory[1 << 13];
+    struct scope {
+        ggml_context * context;
+        ~scope() { llama().ggml_free(context); }
+    } ctx{a.ggml_init({sizeof memory, memory, /*.no_alloc =*/ true})};
+    const auto tensor = [&](ggml_type type, int64_t n0, int64_t n1, int64_t n2 = 1) { return a.ggml_new_tensor_4d(ctx.context, type, n0, n1, n2, 1); };
+    constexpr int64_t slots = 256;
+    ggml_tensor * k = tensor(l.k.format.type, l.k.format.dim, slots), * v = tensor(l.v.format.type, l.v.format.dim, slots);
+    const ggml_tensor * needed[] = {
+        a.ggml_set_rows(ctx.context, k, tensor(GGML_TYPE_F32, l.k.format.dim, 1), tensor(GGML_TYPE_I64, 1, 1)),
+        a.ggml_set_rows(ctx.context, v, tensor(GGML_TYPE_F32, l.v.format.dim, 1), tensor(GGML_TYPE_I64, 1, 1)),
+        a.ggml_flash_attn_ext(ctx.context, tensor(GGML_TYPE_F32, l.k.format.dim, 1, group), k, v, tensor(GGML_TYPE_F16, slots, 1), 1, 0, 0),
+    };
+    for (const ggml_tensor * op : needed) {
+        if (!l.device->iface.supports_op(l.device, op)) {
+            reason = format("layer %d on %s, which has no %s for K %s, V %s and head dims %d and %d", l.il, l.device->iface.get_name(l.device), a.ggml_op_name(op->op),
+                            a.ggml_type_name(l.k.format.type), a.ggml_type_name(l.v.format.type), l.k.format.dim, l.v.format.dim);
+            return false;
+        }
+    }
+    return true;
+}
+
+static ggml_backend_t inner_backend(ggml_backend_dev_t device) {
+    if (const construction * making = construction::current()) {
+        for (const proxy_backend * backend : making->backends) {
+            if (proxy_backend_inner(backend)->device == device) {
+                return proxy_backend_inner(backend);
+            }
+        }
+    }
+    throw error(KVASIR_FAILED, format("a layer on %s is first seen when its context is already made", device->iface.get_name(device)));
+}
+
+// CPU layers have kernels of ours over host memory. Everything else, and the CPU when it is asked to, takes the portable path.
+static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_k, int32_t dim_v, std::string & reason) {
+    const bool native = is_cpu(l.device) && l.cache->attention == KVASIR_ATTENTION_NATIVE;
+    const int  n      = l.n_stream * n_head_kv;
+    l.attention = native ? KVASIR_ATTENTION_NATIVE : KVASIR_ATTENTION_PORTABLE;
+    l.k.format  = rows_format(l.k.tensor->type, dim_k, /*tiled =*/ native);
+    l.v.format  = rows_format(l.v.tensor->type, dim_v, /*tiled =*/ false);
+    if (native) {
+        if (!cpu_attention_supports(l.k.format, l.v.format)) {
+            reason = format("KV types %s and %s (layer %d)", llama().ggml_type_name(l.k.format.type), llama().ggml_type_name(l.v.format.type), l.il);
+            return false;
+        }
+        l.configure(n_head, n_head_kv, std::make_unique<host_rows>(l.k.format, l.v.format, n, l.n_cells));
+        return true;
+    }
+    if (!accept_portable(l, n_head / n_head_kv, reason)) {
+        return false;
+    }
+    l.configure(n_head, n_head_kv, std::make_unique<device_rows>(inner_backend(l.device), l.k.format, l.v.format, n, l.n_cells, l.il));
+    return true;
+}
+
+static bool accept_attention(const ggml_tensor * node, std::string & reason) {
+    side * k = side_of(node->src[1]);
+    side * v = side_of(node->src[2]);
+    if (!k || !v) {
+        reason = "an attention that takes only one of K and V from the cache";
+        return false;
+    }
+    layer & l = *k->owner;
+    if (k == v) {
+        reason = format("multi-head latent attention (layer %d: V is a part of K)", l.il);
+        return false;
+    }
+    if (!k->is_k || v != &l.v) {
+        reason = format("an attention over K and V of different layers (layer %d)", l.il);
+        return false;
+    }
+    const ggml_tensor * q = node->src[0], * kt = node->src[1], * vt = node->src[2], * mask = node->src[3];
+    const int32_t n_head = (int32_t) q->ne[2], n_head_kv = (int32_t) kt->ne[2];
+    const int32_t dim_k = (int32_t) kt->ne[0], dim_v = (int32_t) vt->ne[0];
+    if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || n_head % n_head_kv != 0 || vt->ne[2] != n_head_kv ||
+        (int64_t) dim_k * n_head_kv != k->tensor->ne[0] || (int64_t) dim_v * n_head_kv != v->tensor->ne[0]) {
+        reason = format("the shape of the attention of layer %d (%d query heads, %d KV heads, head dims %d and %d)", l.il, n_head, n_head_kv, dim_k, dim_v);
+        return false;
+    }
+    if (!rows_supports(k->tensor->type, dim_k) || !rows_supports(v->tensor->type, dim_v)) {
+        reason = format("head dims %d and %d with KV types %s and %s (layer %d): a head must be whole blocks of the type", dim_k, dim_v,
+                        llama().ggml_type_name(k->tensor->type), llama().ggml_type_name(v->tensor->type), l.il);
+        return false;
+    }
+    for (side * s : {k, v}) { // ggml's own conversions, for the types that have blocks
+        const ggml_type type = s->tensor->type;
+        rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
+    }
+    if (!l.configured() && !configure(l, n_head, n_head_kv, dim_k, dim_v, reason)) {
+        return false;
+    }
+    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
+        reason = format("attentions of different shapes over the cache of layer %d", l.il);
+        return false;
+    }
+    return true;
+}
+
+bool accept_node(const ggml_tensor * node, std::string & reason) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return true;
+        case GGML_OP_SET_ROWS: {
+            side * s = side_of(node);
+            // whole rows of all heads; the transposed V of an attention without flash writes single elements
+            if (s && node->src[0]->type == GGML_TYPE_F32 && node->src[0]->ne[0] == s->tensor->ne[0]) {
+                return true;
+            }
+            break;
+        }
+        case GGML_OP_FLASH_ATTN_EXT:
+            return accept_attention(node, reason);
+        default:
+            break;
+    }
+    reason = format("the operation %s over the KV cache (%s)", llama().ggml_op_name(node->op), node->name);
+    return false;
+}
+
+} // namespace kvasir

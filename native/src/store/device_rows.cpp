@@ -1,0 +1,357 @@
+#include "device_rows.h"
+
+#include "../error.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+namespace kvasir {
+
+static constexpr int32_t SLOTS_MULTIPLE = 256;
+
+static int32_t rounded(int32_t n) { return (n + SLOTS_MULTIPLE - 1) / SLOTS_MULTIPLE * SLOTS_MULTIPLE; }
+
+// size bytes at an address of a buffer, for ggml's functions that move bytes
+static ggml_tensor bytes_at(const place & at, size_t size) {
+    ggml_tensor t{};
+    t.type   = GGML_TYPE_I8;
+    t.buffer = at.buffer;
+    t.data   = at.address;
+    t.ne[0]  = (int64_t) size;
+    t.ne[1]  = t.ne[2] = t.ne[3] = 1;
+    t.nb[0]  = 1;
+    t.nb[1]  = t.nb[2] = t.nb[3] = size;
+    return t;
+}
+
+static void copy_bytes(const place & from, const place & to, size_t size) {
+    if (size == 0) {
+        return;
+    }
+    const ggml_tensor src = bytes_at(from, size);
+    ggml_tensor       dst = bytes_at(to, size);
+    llama().ggml_backend_tensor_copy(&src, &dst);
+}
+
+device_rows::device_rows(ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
+    : backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), work_((size_t) n_heads) {
+    k_.format = k;
+    v_.format = v;
+    for (side_memory * s : {&k_, &v_}) {
+        s->offset.assign((size_t) n_heads, 0);
+    }
+}
+
+place device_rows::side_memory::head(size_t i) const { return {buffer.get(), (char *) buffer->iface.get_base(buffer.get()) + offset[i]}; }
+
+void device_rows::synchronize() const {
+    if (backend_->iface.synchronize) {
+        backend_->iface.synchronize(backend_);
+    }
+}
+
+bool device_rows::any_whole() const {
+    return std::any_of(work_.begin(), work_.end(), [](const work & w) { return w.whole; });
+}
+
+bool device_rows::has_moves() const {
+    return std::any_of(work_.begin(), work_.end(), [](const work & w) { return !w.moves.empty(); });
+}
+
+// where the row of a slot lies as long as the work is not done
+int32_t device_rows::source(int head, int32_t slot) const {
+    const work & w = work_[(size_t) head];
+    if (w.whole) {
+        return w.order[(size_t) slot];
+    }
+    for (const row_move & m : w.moves) {
+        if (m.to == slot) {
+            return m.from;
+        }
+    }
+    return slot;
+}
+
+device_rows::side_memory device_rows::allocate(const row_format & format, const std::vector<int32_t> & capacity) const {
+    // kernels of some backends read past the last row of a quantised matrix
+    constexpr size_t spare = 4096;
+    ggml_backend_dev_t         device    = backend_->device;
+    ggml_backend_buffer_type_t type      = device->iface.get_buffer_type(device);
+    const size_t               alignment = type->iface.get_alignment(type);
+    side_memory s;
+    s.format = format;
+    size_t size = 0;
+    for (int32_t n : capacity) {
+        s.offset.push_back(size);
+        size += ((size_t) n * format.row_bytes + alignment - 1) / alignment * alignment;
+    }
+    if (size == 0) {
+        return s;
+    }
+    s.buffer = allocate_buffer(device, size + spare);
+    if (!s.buffer) {
+        throw error(KVASIR_OUT_OF_MEMORY, kvasir::format("%s has no room for %.1f MiB of KV cache of layer %d: evict tokens, or use a smaller context or KV type",
+                                                         device->iface.get_name(device), (double) size / (1 << 20), il_));
+    }
+    s.buffer->iface.clear(s.buffer.get(), 0);
+    return s;
+}
+
+void device_rows::reserve(const int32_t * n) {
+    flush();
+    std::vector<int32_t> wanted = capacity_;
+    for (size_t i = 0; i < wanted.size(); i++) {
+        if (n[i] > wanted[i]) { // an eighth more than is needed, so that a long head is not copied at every step
+            const int32_t spare = n[i] / 8 / SLOTS_MULTIPLE * SLOTS_MULTIPLE;
+            wanted[i] = std::max(rounded(n[i]), std::min(rounded(n[i]) + spare, rounded(n_cells_)));
+        }
+    }
+    if (wanted != capacity_) {
+        settle_moves(false);
+        rebuild(wanted);
+    }
+    for (size_t i = 0; i < used_.size(); i++) {
+        used_[i] = std::max(used_[i], n[i]);
+    }
+}
+
+void device_rows::keep(int head, const int32_t * slots, int32_t n, int32_t) {
+    std::vector<int32_t> order((size_t) n);
+    for (int32_t i = 0; i < n; i++) {
+        order[(size_t) i] = source(head, slots[i]);
+    }
+    work_[(size_t) head] = {true, std::move(order), {}};
+    used_[(size_t) head] = n;
+}
+
+void device_rows::move(int head, int32_t from, int32_t to) {
+    work &        w   = work_[(size_t) head];
+    const int32_t row = source(head, from);
+    if (w.whole) {
+        w.order[(size_t) to] = row;
+        return;
+    }
+    // Every move takes the last slot, so sources only go down and targets lie below all of them: the list can be carried
+    // out in any order.
+    for (row_move & m : w.moves) {
+        if (m.to == to) {
+            m.from = row;
+            return;
+        }
+    }
+    w.moves.push_back({to, row});
+}
+
+void device_rows::release(int head, int32_t n) {
+    used_[(size_t) head] = n;
+    work & w = work_[(size_t) head];
+    if (w.whole) {
+        w.order.resize((size_t) n);
+    }
+    w.moves.erase(std::remove_if(w.moves.begin(), w.moves.end(), [n](const row_move & m) { return m.to >= n; }), w.moves.end());
+}
+
+void device_rows::clear() {
+    synchronize();
+    for (side_memory * s : {&k_, &v_}) {
+        s->buffer.reset();
+    }
+    std::fill(capacity_.begin(), capacity_.end(), 0);
+    std::fill(used_.begin(), used_.end(), 0);
+    std::fill(work_.begin(), work_.end(), work());
+}
+
+// The capacities that fit. Single evictions let a head shrink slowly: it is worth a copy when a quarter comes back.
+bool device_rows::wasteful(std::vector<int32_t> & fitting) const {
+    int64_t held = 0, needed = 0;
+    fitting.resize(capacity_.size());
+    for (size_t i = 0; i < fitting.size(); i++) {
+        fitting[i] = std::min(rounded(used_[i]), capacity_[i]);
+        held += capacity_[i];
+        needed += fitting[i];
+    }
+    return needed < held - held / 4;
+}
+
+void device_rows::flush() {
+    std::vector<int32_t> fitting;
+    if (!wasteful(fitting) && !any_whole()) {
+        return; // moves give no memory back: they wait for the next graph
+    }
+    settle_moves(false);
+    try {
+        rebuild(fitting);
+    } catch (const error & e) {
+        if (e.status() != KVASIR_OUT_OF_MEMORY) {
+            throw;
+        }
+        keep_in_place(); // no room for the copy: nothing goes back this time
+    }
+}
+
+void device_rows::settle() {
+    flush();
+    settle_moves(false);
+}
+
+// Into buffers of other capacities. Carries out all work on the way.
+void device_rows::rebuild(const std::vector<int32_t> & capacity) {
+    side_memory k = allocate(k_.format, capacity), v = allocate(v_.format, capacity);
+    synchronize();
+    gather(k_, k);
+    gather(v_, v);
+    k_        = std::move(k);
+    v_        = std::move(v);
+    capacity_ = capacity;
+    std::fill(work_.begin(), work_.end(), work());
+}
+
+// the rows of all heads, in their new order, into other memory
+void device_rows::gather(const side_memory & from, const side_memory & to) const {
+    if (!from.buffer || !to.buffer) {
+        return;
+    }
+    const size_t row_bytes = from.format.row_bytes;
+    graph_builder graph(backend_);
+    graph.begin();
+    std::vector<size_t> on_host;
+    for (size_t i = 0; i < work_.size(); i++) {
+        const place  a = from.head(i), b = to.head(i);
+        const work & w = work_[i];
+        if (!w.whole) {
+            copy_bytes(a, b, (size_t) std::min(used_[i], capacity_[i]) * row_bytes);
+            continue;
+        }
+        if (w.order.empty()) {
+            continue;
+        }
+        on_host.push_back(i);
+        if (row_bytes % sizeof(int32_t) == 0) { // whatever the type is: words are copied as they are
+            const auto    words = (int64_t) (row_bytes / sizeof(int32_t)), n = (int64_t) w.order.size();
+            void *        host;
+            ggml_tensor * index = graph.input(GGML_TYPE_I32, n, 1, 1, &host);
+            memcpy(host, w.order.data(), (size_t) n * sizeof(int32_t));
+            ggml_tensor * picked = llama().ggml_get_rows(graph.context(), graph.tensor(GGML_TYPE_I32, a, words, capacity_[i]), index);
+            if (graph.supports(picked)) {
+                graph.add(picked, graph.tensor(GGML_TYPE_I32, b, words, n));
+                on_host.pop_back();
+            }
+        }
+    }
+    if (graph.compute() != GGML_STATUS_SUCCESS) { // an abort that was asked for: the rows must move all the same
+        on_host.clear();
+        for (size_t i = 0; i < work_.size(); i++) {
+            on_host.push_back(i);
+        }
+    }
+    graph.synchronize();
+    for (size_t i : on_host) {
+        if (work_[i].whole) {
+            gather_on_host(from.format, from.head(i), to.head(i), work_[i].order);
+        }
+    }
+}
+
+void device_rows::gather_on_host(const row_format & format, const place & from, const place & to, const std::vector<int32_t> & order) const {
+    if (order.empty()) {
+        return;
+    }
+    const size_t      row = format.row_bytes, held = (size_t) (*std::max_element(order.begin(), order.end()) + 1) * row;
+    std::vector<char> all(held), kept(order.size() * row);
+    const ggml_tensor src = bytes_at(from, held);
+    ggml_tensor       dst = bytes_at(to, kept.size());
+    src.buffer->iface.get_tensor(src.buffer, &src, all.data(), 0, held);
+    for (size_t s = 0; s < order.size(); s++) {
+        memcpy(kept.data() + s * row, all.data() + (size_t) order[s] * row, row);
+    }
+    dst.buffer->iface.set_tensor(dst.buffer, &dst, kept.data(), 0, kept.size());
+}
+
+void device_rows::keep_in_place() {
+    synchronize();
+    for (const side_memory * s : {&k_, &v_}) {
+        for (size_t i = 0; i < work_.size(); i++) {
+            if (work_[i].whole) {
+                gather_on_host(s->format, s->head(i), s->head(i), work_[i].order);
+            }
+        }
+    }
+    std::fill(work_.begin(), work_.end(), work());
+}
+
+bool device_rows::add_moves(graph_builder & graph) const {
+    for (size_t i = 0; i < work_.size(); i++) {
+        for (const row_move & m : work_[i].moves) {
+            for (const side_memory * s : {&k_, &v_}) {
+                const size_t row = s->format.row_bytes;
+                if (row % sizeof(int32_t) != 0) {
+                    return false;
+                }
+                const auto    words = (int64_t) (row / sizeof(int32_t));
+                ggml_tensor * from  = graph.tensor(GGML_TYPE_I32, s->head(i) + (size_t) m.from * row, words);
+                ggml_tensor * to    = graph.tensor(GGML_TYPE_I32, s->head(i) + (size_t) m.to * row, words);
+                ggml_tensor * copy  = llama().ggml_cpy(graph.context(), from, to);
+                if (!graph.supports(copy)) {
+                    return false;
+                }
+                graph.add(copy, to);
+            }
+        }
+    }
+    return true;
+}
+
+void device_rows::settle_moves(bool computed) {
+    for (size_t i = 0; i < work_.size(); i++) {
+        if (!computed && !work_[i].moves.empty()) {
+            synchronize();
+            for (const row_move & m : work_[i].moves) {
+                for (const side_memory * s : {&k_, &v_}) {
+                    const size_t row = s->format.row_bytes;
+                    copy_bytes(s->head(i) + (size_t) m.from * row, s->head(i) + (size_t) m.to * row, row);
+                }
+            }
+        }
+        work_[i].moves.clear();
+    }
+}
+
+void device_rows::copy(int from, int to, int32_t n, bool is_k) {
+    settle();
+    std::vector<int32_t> wanted = used_;
+    wanted[(size_t) to] = std::max(wanted[(size_t) to], n);
+    reserve(wanted.data());
+    if (n > 0) {
+        synchronize();
+        copy_bytes(rows(is_k, from), rows(is_k, to), (size_t) n * of(is_k).format.row_bytes);
+    }
+}
+
+void device_rows::read(bool is_k, int head, int32_t first, int32_t n, char * to) {
+    if (n == 0) {
+        return;
+    }
+    settle();
+    synchronize();
+    const size_t      row_bytes = of(is_k).format.row_bytes, size = (size_t) n * row_bytes;
+    const ggml_tensor t = bytes_at(rows(is_k, head) + (size_t) first * row_bytes, size);
+    t.buffer->iface.get_tensor(t.buffer, &t, to, 0, size);
+}
+
+void device_rows::write(bool is_k, int head, int32_t first, int32_t n, const char * from) {
+    if (n == 0) {
+        return;
+    }
+    settle();
+    synchronize();
+    const size_t row_bytes = of(is_k).format.row_bytes, size = (size_t) n * row_bytes;
+    ggml_tensor  t = bytes_at(rows(is_k, head) + (size_t) first * row_bytes, size);
+    t.buffer->iface.set_tensor(t.buffer, &t, from, 0, size);
+}
+
+size_t device_rows::resident_bytes() const {
+    return (k_.buffer ? k_.buffer->size : 0) + (v_.buffer ? v_.buffer->size : 0);
+}
+
+} // namespace kvasir

@@ -1,0 +1,80 @@
+#include "host_rows.h"
+
+#include "rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvasir {
+
+host_rows::host_rows(const row_format & k, const row_format & v, int n_heads, int32_t n_cells) : touched_((size_t) n_heads, 0) {
+    k_.format = k;
+    v_.format = v;
+    for (side_memory * s : {&k_, &v_}) {
+        s->head_bytes = whole_pages(rows_bytes(s->format, n_cells));
+        s->memory     = mapping(s->head_bytes * (size_t) n_heads);
+    }
+}
+
+char * host_rows::host(bool is_k, int head) const {
+    const side_memory & s = of(is_k);
+    return s.memory.data() + (size_t) head * s.head_bytes;
+}
+
+// pages come with the first touch
+void host_rows::reserve(const int32_t * n) {
+    for (size_t i = 0; i < touched_.size(); i++) {
+        touched_[i] = std::max(touched_[i], n[i]);
+    }
+}
+
+void host_rows::keep(int head, const int32_t * slots, int32_t n, int32_t) {
+    rows_keep(k_.format, host(true, head), slots, n);
+    rows_keep(v_.format, host(false, head), slots, n);
+}
+
+void host_rows::move(int head, int32_t from, int32_t to) {
+    rows_move(k_.format, host(true, head), from, to);
+    rows_move(v_.format, host(false, head), from, to);
+}
+
+void host_rows::release(int head, int32_t n) {
+    for (bool is_k : {true, false}) {
+        char * base = host(is_k, head);
+        memory_release(base + whole_pages(rows_bytes(of(is_k).format, n)), base + whole_pages(rows_bytes(of(is_k).format, touched_[(size_t) head])));
+    }
+    touched_[(size_t) head] = n;
+}
+
+void host_rows::clear() {
+    std::fill(touched_.begin(), touched_.end(), 0);
+    for (const side_memory * s : {&k_, &v_}) {
+        memory_release(s->memory.data(), s->memory.data() + s->memory.size());
+    }
+}
+
+void host_rows::copy(int from, int to, int32_t n, bool is_k) {
+    memcpy(host(is_k, to), host(is_k, from), rows_bytes(of(is_k).format, n));
+    touched_[(size_t) to] = std::max(touched_[(size_t) to], n);
+}
+
+void host_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows) {
+    rows_gather(of(is_k).format, host(is_k, head), nullptr, first, n, rows);
+}
+
+void host_rows::write(bool is_k, int head, int32_t first, int32_t n, const char * rows) {
+    const row_format & f = of(is_k).format;
+    for (int32_t i = 0; i < n; i++) {
+        rows_set(f, host(is_k, head), first + i, rows + (size_t) i * f.row_bytes);
+    }
+}
+
+size_t host_rows::resident_bytes() const {
+    size_t bytes = 0;
+    for (int32_t n : touched_) {
+        bytes += whole_pages(rows_bytes(k_.format, n)) + whole_pages(rows_bytes(v_.format, n));
+    }
+    return bytes;
+}
+
+} // namespace kvasir

@@ -1,0 +1,40 @@
+// Where the K and V rows of one layer lie: host memory, or memory of a device. The layer itself keeps the books (which
+// cell, position and score a slot has) on the host and tells its row memory what to do with the rows.
+//
+// A head is an index [stream][KV head]. Rows that are handed in or out are in ggml's layout of the type, one after another.
+#pragma once
+
+#include "../attention/attention.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvasir {
+
+class row_memory {
+public:
+    virtual ~row_memory() = default;
+
+    // Room for slots [0, n[head]) of every head. Throws kvasir::error (KVASIR_OUT_OF_MEMORY) and then leaves all as it was.
+    virtual void reserve(const int32_t * n) = 0;
+    // Keeps the given slots (ascending) of n_before, in their order. Memory goes back with the release that follows.
+    virtual void keep(int head, const int32_t * slots, int32_t n, int32_t n_before) = 0;
+    // slot from, the last one, replaces slot to
+    virtual void move(int head, int32_t from, int32_t to) = 0;
+    // slots >= n hold nothing any more
+    virtual void release(int head, int32_t n) = 0;
+    // no head holds anything
+    virtual void clear() = 0;
+    // the first n rows of one side of a head become those of another
+    virtual void copy(int from, int to, int32_t n, bool is_k) = 0;
+    virtual void read(bool is_k, int head, int32_t first, int32_t n, char * rows) = 0;
+    virtual void write(bool is_k, int head, int32_t first, int32_t n, const char * rows) = 0;
+    // Carries out what keep, move and release may have put off; everything else does so by itself.
+    virtual void flush() = 0;
+    virtual size_t resident_bytes() const = 0;
+
+    // the rows of a head where the host can address them in the layer's row_format, else nullptr; never changes
+    virtual char * host(bool is_k, int head) const { return nullptr; }
+};
+
+} // namespace kvasir
