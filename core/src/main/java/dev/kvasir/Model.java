@@ -3,6 +3,7 @@ package dev.kvasir;
 import dev.kvasir.internal.llama.ChatTemplate;
 import dev.kvasir.internal.llama.NativeModel;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -66,6 +67,22 @@ public final class Model implements AutoCloseable {
   }
 
   /**
+   * Opens several sequences of tokens that are decoded together, each with a cache of its own.
+   *
+   * @param size number of sequences
+   * @param options of every sequence: its context size, its cache policy or profile
+   * @throws InvalidOptionException if an option does not fit this model, or asks for profiling
+   * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this
+   *     model
+   * @throws ProfileException if the options' profile was made for another model
+   * @throws ModelStateException after {@link #close()}
+   */
+  public SessionGroup newSessionGroup(int size, SessionOptions options) {
+    Objects.requireNonNull(options, "options");
+    return new SessionGroup(model, size, options);
+  }
+
+  /**
    * Splits a text into tokens.
    *
    * @param addSpecial adds the tokens that the model wants at the start and end of a text
@@ -113,9 +130,12 @@ public final class Model implements AutoCloseable {
     return options;
   }
 
-  /** The device that holds the model, by its name in {@link Devices#list()}. */
-  public String device() {
-    return model.device().name();
+  /**
+   * The devices that hold the model's layers, by their names in {@link Devices#list()}, in the
+   * order of the layers.
+   */
+  public List<String> devices() {
+    return model.devices();
   }
 
   /** Number of parameters. */

@@ -65,12 +65,12 @@ public final class Session implements AutoCloseable {
     this.options = options;
     this.context =
         new NativeContext(
-            model, options, options.keyType().ggmlType(), options.valueType().ggmlType());
+            model, options, 1, options.keyType().ggmlType(), options.valueType().ggmlType());
     try {
       sampler = new SamplerChain(options.sampling(), model.vocabulary().size());
       cache =
           context
-              .store()
+              .store(0)
               .map(
                   store ->
                       new CacheManager(
@@ -557,7 +557,7 @@ public final class Session implements AutoCloseable {
     for (int from = 0; from < tokens.length; from += chunk) {
       int count = Math.min(chunk, tokens.length - from);
       if (cancelled.getAsBoolean()
-          || context.decode(tokens, from, count, position, listener != null)
+          || context.decode(0, tokens, from, count, position, listener != null)
               == NativeContext.Outcome.ABORTED) {
         return false;
       }
@@ -592,7 +592,7 @@ public final class Session implements AutoCloseable {
 
   private void rollBack(int start) {
     hasLogits = false;
-    if (context.truncate(start)) {
+    if (context.truncate(0, start)) {
       position = start;
       if (cache != null) {
         cache.rolledBack();

@@ -137,7 +137,7 @@ class EvictionTest {
         Model model = Model.load(file);
         Session session = model.newSession(options);
         Session unlimited = model.newSession(options.withCachePolicy(CachePolicy.full()))) {
-      CacheStore store = session.context().store().orElseThrow();
+      CacheStore store = session.context().store(0).orElseThrow();
       int[] sizes = new int[2 + 2 * STEPS];
       Arrays.fill(sizes, 1);
       sizes[0] = PROMPT;

@@ -28,7 +28,7 @@ class LongGenerationTest {
       int[] prompt = TestModels.proseTokens(PROMPT);
       session.evaluate(prompt);
       Profile profile = session.profile().orElseThrow();
-      CacheStore store = session.context().store().orElseThrow();
+      CacheStore store = session.context().store(0).orElseThrow();
       Special special = new Special(session.model(), policy.sinks());
       for (int token : prompt) {
         special.append(token);

@@ -22,7 +22,7 @@ class ModelTest {
     assertEquals(30, model.layerCount());
     assertEquals(49_152, model.vocabularySize());
     assertEquals(8_192, model.trainedContextLength());
-    assertEquals("CPU", model.device());
+    assertEquals(List.of("CPU"), model.devices());
     assertEquals(TestModels.path(), model.file());
     assertTrue(model.parameterCount() > 130_000_000);
     assertTrue(model.sizeBytes() > 90_000_000 && model.sizeBytes() < 98_362_432);

@@ -42,9 +42,13 @@ final class NativeBundle {
     this.entries = parse(new String(index, StandardCharsets.UTF_8));
   }
 
-  /** The bundle for a platform that a class loader sees, on the class path or in a module. */
-  static Optional<NativeBundle> find(Platform platform, ClassLoader loader) {
-    String prefix = "dev/kvasir/native/" + platform.classifier() + "/";
+  /**
+   * The bundle of a classifier that a class loader sees, on the class path or in a module.
+   *
+   * @param classifier of a native jar, for example {@code linux-x86_64-cuda}
+   */
+  static Optional<NativeBundle> find(String classifier, ClassLoader loader) {
+    String prefix = "dev/kvasir/native/" + classifier + "/";
     return of(name -> loader.getResourceAsStream(prefix + name));
   }
 

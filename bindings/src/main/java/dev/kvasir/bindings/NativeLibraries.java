@@ -15,12 +15,13 @@ import org.jspecify.annotations.Nullable;
  * The native libraries of this process: ggml, llama.cpp and Kvasir's own. They are taken from the
  * directory that the system property {@value #PATH_PROPERTY} or the environment variable {@value
  * #PATH_VARIABLE} names, otherwise from the native jar on the class path or module path, which is
- * extracted once into the per-user cache.
+ * extracted once into the per-user cache. Jars with ggml's backends for further devices may be
+ * beside it; a directory holds those backends itself, and then no jar is looked at.
  *
  * <p>{@link #load()} must return before anything of {@link NativeApi} is called: the generated code
  * looks its symbols up among the libraries that its class loader has loaded. ggml's backends are
- * not loaded here, since that writes to ggml's log; {@code
- * ggml_backend_load_all_from_path(directory())} does it.
+ * not loaded here, since that writes to ggml's log: {@code ggml_backend_load_all_from_path} does
+ * it, for each of {@link #backendDirectories()}.
  */
 public final class NativeLibraries {
   /** The system property that names a directory with all libraries. */
@@ -36,12 +37,16 @@ public final class NativeLibraries {
   // Renders the models' own chat templates; a build of llama.cpp may come without it.
   private static final String OPTIONAL = "llama-common";
 
+  // What there are jars of, in the order in which ggml itself would look for them: the devices of
+  // the first come first wherever devices are listed.
+  private static final List<String> BACKENDS = List.of("cuda", "vulkan");
+
   private static @Nullable NativeLibraries loaded;
 
-  private final Path directory;
+  private final List<Path> directories;
 
-  private NativeLibraries(Path directory) {
-    this.directory = directory;
+  private NativeLibraries(List<Path> directories) {
+    this.directories = directories;
   }
 
   /**
@@ -53,27 +58,54 @@ public final class NativeLibraries {
   public static synchronized NativeLibraries load() {
     if (loaded == null) {
       Platform platform = Platform.current();
-      Path directory = locate(platform);
+      List<Path> directories = locate(platform);
+      Path directory = directories.getLast();
       for (Path library : find(platform, directory)) {
         load(library);
       }
       checkAbi(directory, NativeApi.kvasir_abi_version(), NativeApi.KVASIR_ABI_VERSION());
-      loaded = new NativeLibraries(directory);
+      loaded = new NativeLibraries(directories);
     }
     return loaded;
   }
 
-  /** The directory that the libraries were loaded from, ggml's backends among them. */
+  /** The directory that the libraries were loaded from, ggml's CPU backend among them. */
   public Path directory() {
-    return directory;
+    return directories.getLast();
   }
 
-  private static Path locate(Platform platform) {
+  /**
+   * The directories that hold ggml's backends: of every jar for further devices one, in a fixed
+   * order, and last {@link #directory()}.
+   */
+  public List<Path> backendDirectories() {
+    return directories;
+  }
+
+  /** The classifier of the jar that holds a backend of ggml for this machine. */
+  public static String classifier(String backend) {
+    return Platform.current().classifier() + "-" + backend;
+  }
+
+  private static List<Path> locate(Platform platform) {
     String given = System.getProperty(PATH_PROPERTY, System.getenv(PATH_VARIABLE));
     if (given != null && !given.isBlank()) {
-      return Path.of(given).toAbsolutePath().normalize();
+      return List.of(Path.of(given).toAbsolutePath().normalize());
     }
-    return NativeBundle.find(platform, NativeLibraries.class.getClassLoader())
+    ClassLoader loader = NativeLibraries.class.getClassLoader();
+    Path cache = CacheDirectory.path().resolve("native");
+    NativeBundle base = base(platform, loader);
+    List<Path> directories = new ArrayList<>();
+    for (String backend : BACKENDS) {
+      NativeBundle.find(platform.classifier() + "-" + backend, loader)
+          .ifPresent(bundle -> directories.add(bundle.extract(cache)));
+    }
+    directories.add(base.extract(cache));
+    return List.copyOf(directories);
+  }
+
+  private static NativeBundle base(Platform platform, ClassLoader loader) {
+    return NativeBundle.find(platform.classifier(), loader)
         .orElseThrow(
             () ->
                 new NativeLoadException(
@@ -85,8 +117,7 @@ public final class NativeLibraries {
                         + " (on the module path also --add-modules dev.kvasir.natives), or name a directory that holds"
                         + " the libraries by -D"
                         + PATH_PROPERTY
-                        + "=DIR."))
-        .extract(CacheDirectory.path().resolve("native"));
+                        + "=DIR."));
   }
 
   /** The libraries of a directory in the order in which they are to be loaded. */

@@ -1,6 +1,7 @@
 package dev.kvasir.cache;
 
 import java.util.Collections;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.SequencedMap;
 import java.util.TreeMap;
@@ -11,15 +12,22 @@ import java.util.function.Function;
  *
  * @param tokens tokens of the sequence, dropped ones included
  * @param decided whether the heads' policies have been chosen; everything is kept until then
+ * @param layers where the cache of every layer is, ascending by the model's layer index
  * @param heads every KV head, by layer and head
  * @param residentBytes bytes of memory pages that the cache occupies: keys, values and slot tables
  * @param allocatedBytes K and V bytes that an unmodified llama.cpp allocates for the whole context
  */
 public record CacheReport(
-    int tokens, boolean decided, List<HeadUse> heads, long residentBytes, long allocatedBytes) {
+    int tokens,
+    boolean decided,
+    List<LayerPlace> layers,
+    List<HeadUse> heads,
+    long residentBytes,
+    long allocatedBytes) {
 
-  /** Copies the list. */
+  /** Copies the lists. */
   public CacheReport {
+    layers = List.copyOf(layers);
     heads = List.copyOf(heads);
   }
 
@@ -55,6 +63,17 @@ public record CacheReport(
   /** What the heads of each layer hold, by the model's layer index, ascending. */
   public SequencedMap<Integer, CacheUse> byLayer() {
     return by(HeadUse::layer);
+  }
+
+  /** What the heads on each device hold, by the device's name, in the order of the layers. */
+  public SequencedMap<String, CacheUse> byDevice() {
+    var groups = new LinkedHashMap<String, CacheUse>();
+    var uses = byLayer();
+    for (var place : layers) {
+      groups.merge(
+          place.device(), uses.getOrDefault(place.layer(), CacheUse.NOTHING), CacheUse::plus);
+    }
+    return Collections.unmodifiableSequencedMap(groups);
   }
 
   private <K extends Comparable<K>> SequencedMap<K, CacheUse> by(Function<HeadUse, K> key) {

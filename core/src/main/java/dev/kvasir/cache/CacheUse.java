@@ -21,6 +21,16 @@ public record CacheUse(int heads, long slots, long fullSlots, long bytes, long f
         fullBytes + head.fullSlots() * head.slotBytes());
   }
 
+  /** Both together. */
+  public CacheUse plus(CacheUse other) {
+    return new CacheUse(
+        heads + other.heads,
+        slots + other.slots,
+        fullSlots + other.fullSlots,
+        bytes + other.bytes,
+        fullBytes + other.fullBytes);
+  }
+
   /**
    * Held slots as a fraction of what they would hold if nothing were dropped; 1 when there is
    * nothing yet.

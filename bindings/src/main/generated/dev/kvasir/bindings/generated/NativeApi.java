@@ -3027,6 +3027,66 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class ggml_backend_load {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_backend_load");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_load(const char *path)
+     * }
+     */
+    public static FunctionDescriptor ggml_backend_load$descriptor() {
+        return ggml_backend_load.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_load(const char *path)
+     * }
+     */
+    public static MethodHandle ggml_backend_load$handle() {
+        return ggml_backend_load.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_load(const char *path)
+     * }
+     */
+    public static MemorySegment ggml_backend_load$address() {
+        return ggml_backend_load.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_load(const char *path)
+     * }
+     */
+    public static MemorySegment ggml_backend_load(MemorySegment path) {
+        var mh$ = ggml_backend_load.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("ggml_backend_load", path);
+            }
+            return (MemorySegment)mh$.invokeExact(path);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class ggml_backend_load_all_from_path {
         public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
             NativeApi.C_POINTER
@@ -8033,6 +8093,64 @@ public class NativeApi extends NativeApi$shared {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("llama_max_devices");
+            }
+            return (long)mh$.invokeExact();
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_max_parallel_sequences {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_LONG    );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_max_parallel_sequences");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * size_t llama_max_parallel_sequences()
+     * }
+     */
+    public static FunctionDescriptor llama_max_parallel_sequences$descriptor() {
+        return llama_max_parallel_sequences.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * size_t llama_max_parallel_sequences()
+     * }
+     */
+    public static MethodHandle llama_max_parallel_sequences$handle() {
+        return llama_max_parallel_sequences.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * size_t llama_max_parallel_sequences()
+     * }
+     */
+    public static MemorySegment llama_max_parallel_sequences$address() {
+        return llama_max_parallel_sequences.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * size_t llama_max_parallel_sequences()
+     * }
+     */
+    public static long llama_max_parallel_sequences() {
+        var mh$ = llama_max_parallel_sequences.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_max_parallel_sequences");
             }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {

@@ -2,8 +2,10 @@ package dev.kvasir.internal.llama;
 
 import dev.kvasir.Device;
 import dev.kvasir.DeviceType;
+import dev.kvasir.InvalidOptionException;
 import dev.kvasir.ModelOptions;
 import dev.kvasir.UnknownDeviceException;
+import dev.kvasir.bindings.NativeLibraries;
 import dev.kvasir.bindings.generated.NativeApi;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -26,37 +28,76 @@ public final class DeviceRegistry {
     return List.copyOf(devices);
   }
 
+  /** The CPU, which is always there. */
+  static Device cpu(List<Device> devices) {
+    return devices.stream()
+        .filter(device -> device.type() == DeviceType.CPU)
+        .findFirst()
+        .orElseThrow();
+  }
+
   /**
-   * The device of that name, or for {@code auto} the first GPU that has room for the weights, else
-   * the CPU.
+   * The devices of those names, or for {@code auto} the first GPU that has room for the weights,
+   * else the CPU.
    *
-   * @param weightBytes size of the model file
-   * @throws UnknownDeviceException if there is none of that name
+   * @param devices of this machine
+   * @param weightBytes that will be on the device
+   * @throws UnknownDeviceException if there is none of a name
+   * @throws InvalidOptionException if the names cannot stand together
    */
-  static Device select(String name, long weightBytes) {
-    List<Device> devices = list();
-    if (name.equals(ModelOptions.AUTO_DEVICE)) {
-      return devices.stream()
-          .filter(device -> device.type() == DeviceType.GPU && device.freeMemory() > weightBytes)
-          .findFirst()
-          .orElseGet(
-              () ->
-                  devices.stream()
-                      .filter(device -> device.type() == DeviceType.CPU)
-                      .findFirst()
-                      .orElseThrow());
+  static List<Device> select(List<Device> devices, List<String> names, long weightBytes) {
+    if (names.equals(List.of(ModelOptions.AUTO_DEVICE))) {
+      return List.of(
+          devices.stream()
+              .filter(
+                  device -> device.type() == DeviceType.GPU && device.freeMemory() > weightBytes)
+              .findFirst()
+              .orElseGet(() -> cpu(devices)));
     }
+    List<Device> selected = names.stream().map(name -> byName(devices, name)).toList();
+    if (selected.size() > 1 && selected.stream().anyMatch(d -> d.type() == DeviceType.CPU)) {
+      throw new InvalidOptionException(
+          "The CPU cannot be one of several devices ("
+              + String.join(", ", names)
+              + "): name the GPUs, and leave layers to the CPU by a number of GPU layers.");
+    }
+    if (selected.stream().distinct().count() < selected.size()) {
+      throw new InvalidOptionException(
+          "A device is named twice: " + String.join(", ", names) + ".");
+    }
+    return selected;
+  }
+
+  private static Device byName(List<Device> devices, String name) {
     return devices.stream()
         .filter(device -> device.name().equalsIgnoreCase(name))
         .findFirst()
-        .orElseThrow(
+        .orElseThrow(() -> new UnknownDeviceException(missing(devices, name)));
+  }
+
+  private static String missing(List<Device> devices, String name) {
+    String kind = name.replaceAll("[0-9]+$", "");
+    boolean others =
+        devices.stream().anyMatch(d -> d.name().replaceAll("[0-9]+$", "").equalsIgnoreCase(kind));
+    String known = devices.stream().map(Device::name).collect(Collectors.joining(", "));
+    return MissingDevice.reason(name, NativeLibraries.load().backendDirectories())
+        .filter(reason -> !others)
+        .map(
+            reason ->
+                "There is no device \""
+                    + name
+                    + "\": "
+                    + reason
+                    + "; this machine has "
+                    + known
+                    + ".")
+        .orElseGet(
             () ->
-                new UnknownDeviceException(
-                    "There is no device \""
-                        + name
-                        + "\"; this machine has "
-                        + devices.stream().map(Device::name).collect(Collectors.joining(", "))
-                        + ". \"auto\" leaves the choice to Kvasir."));
+                "There is no device \""
+                    + name
+                    + "\"; this machine has "
+                    + known
+                    + ". \"auto\" leaves the choice to Kvasir.");
   }
 
   private static Device describe(MemorySegment device) {

@@ -12,25 +12,34 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /**
  * Looks at a model file before llama.cpp does, so that what is wrong with it can be said in one
  * sentence.
+ *
+ * @param bytes size of the file; of a split model, of all its parts
+ * @param layers that its header names; 0 when it does not
  */
-final class GgufFile {
+record GgufFile(long bytes, int layers) {
   private static final int MAGIC_BYTES = 4;
 
   /** Magic, version, number of tensors, number of key-value pairs. */
   private static final int HEADER_BYTES = 24;
 
-  private GgufFile() {}
+  /** More than any model has. */
+  private static final int MOST_LAYERS = 1 << 16;
+
+  /** How llama.cpp's tools name the parts of a split model. */
+  private static final Pattern FIRST_PART = Pattern.compile("(.+)-00001-of-([0-9]{5})\\.gguf");
 
   /**
    * Reads the header and checks that every tensor lies within the file.
    *
    * @throws ModelLoadException if the file is missing, no GGUF file, or cut off
    */
-  static void check(Path file) {
+  static GgufFile read(Path file) {
     if (!Files.exists(file)) {
       throw new ModelLoadException("The model file " + file + " does not exist.");
     }
@@ -57,6 +66,7 @@ final class GgufFile {
       }
       try {
         checkExtents(file, size, gguf);
+        return new GgufFile(sizeOfParts(file, size), layers(gguf, arena));
       } finally {
         NativeApi.gguf_free(gguf);
       }
@@ -91,6 +101,46 @@ final class GgufFile {
       throw new ModelLoadException(
           "The model file " + file + " cannot be read: " + e.getMessage(), e);
     }
+  }
+
+  private static long sizeOfParts(Path file, long first) {
+    Matcher name = FIRST_PART.matcher(file.getFileName().toString());
+    if (!name.matches()) {
+      return first;
+    }
+    long sum = first;
+    for (int part = 2; part <= Integer.parseInt(name.group(2)); part++) {
+      Path other =
+          file.resolveSibling("%s-%05d-of-%s.gguf".formatted(name.group(1), part, name.group(2)));
+      try {
+        sum += Files.size(other);
+      } catch (IOException e) {
+        throw new ModelLoadException(
+            "The model file "
+                + file
+                + " is the first of several, and "
+                + other
+                + " cannot be read.",
+            e);
+      }
+    }
+    return sum;
+  }
+
+  // What is not of the type that llama.cpp expects is for llama.cpp to refuse.
+  private static int layers(MemorySegment gguf, Arena arena) {
+    long architecture = NativeApi.gguf_find_key(gguf, arena.allocateFrom("general.architecture"));
+    if (architecture < 0
+        || NativeApi.gguf_get_kv_type(gguf, architecture) != NativeApi.GGUF_TYPE_STRING()) {
+      return 0;
+    }
+    String name = NativeApi.gguf_get_val_str(gguf, architecture).getString(0) + ".block_count";
+    long count = NativeApi.gguf_find_key(gguf, arena.allocateFrom(name));
+    if (count < 0 || NativeApi.gguf_get_kv_type(gguf, count) != NativeApi.GGUF_TYPE_UINT32()) {
+      return 0;
+    }
+    int layers = NativeApi.gguf_get_val_u32(gguf, count);
+    return layers < 0 || layers > MOST_LAYERS ? 0 : layers;
   }
 
   private static void checkExtents(Path file, long size, MemorySegment gguf) {

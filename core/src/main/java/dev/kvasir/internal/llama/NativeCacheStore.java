@@ -1,5 +1,7 @@
 package dev.kvasir.internal.llama;
 
+import dev.kvasir.Attention;
+import dev.kvasir.Device;
 import dev.kvasir.KvasirException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.kvasir_bytes;
@@ -7,6 +9,7 @@ import dev.kvasir.bindings.generated.kvasir_eviction;
 import dev.kvasir.bindings.generated.kvasir_head_view;
 import dev.kvasir.bindings.generated.kvasir_layer_info;
 import dev.kvasir.bindings.generated.kvasir_statistic_params;
+import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.internal.policy.CacheStore;
 import dev.kvasir.internal.policy.LayerShape;
 import java.lang.foreign.Arena;
@@ -14,17 +17,16 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
 /**
- * The store of one context. The slot tables of every head are read where the native code keeps
- * them: their addresses are asked for once. Evictions are gathered off-heap, and carried out by one
- * call.
+ * What the store of one context holds of one sequence, which is a stream of llama.cpp's. The slot
+ * tables of every head are read where the native code keeps them: their addresses are asked for
+ * once. Evictions are gathered off-heap, and carried out by one call.
  */
 final class NativeCacheStore implements CacheStore {
-  /** A session has one sequence, in one stream. */
-  private static final int STREAM = 0;
-
   private final MemorySegment cache;
+  private final int stream;
   private final Arena arena;
   private final LayerShape[] shapes;
+  private final LayerPlace[] places;
   private final HeadView[][] heads;
   private final MemorySegment scratch;
   private MemorySegment evictions;
@@ -37,11 +39,14 @@ final class NativeCacheStore implements CacheStore {
       MemorySegment score,
       MemorySegment slotPlusOne) {}
 
-  NativeCacheStore(MemorySegment cache, Arena arena) {
+  NativeCacheStore(
+      MemorySegment cache, int stream, NativeModel model, Attention attention, Arena arena) {
     this.cache = cache;
+    this.stream = stream;
     this.arena = arena;
     int layers = NativeApi.kvasir_cache_n_layers(cache);
     shapes = new LayerShape[layers];
+    places = new LayerPlace[layers];
     heads = new HeadView[layers][];
     int mostCells = 1;
     int allHeads = 0;
@@ -62,12 +67,18 @@ final class NativeCacheStore implements CacheStore {
                 kvasir_layer_info.slot_bytes(info),
                 cells,
                 kvasir_layer_info.n_swa(info) != 0);
+        Device device = model.deviceOf(shapes[layer].layer());
+        places[layer] =
+            new LayerPlace(
+                shapes[layer].layer(),
+                device.name(),
+                attention == Attention.PORTABLE ? "portable" : device.attentionPath());
         mostCells = Math.max(mostCells, cells);
         allHeads += kvHeads;
         heads[layer] = new HeadView[kvHeads];
         for (int head = 0; head < kvHeads; head++) {
           check(
-              NativeApi.kvasir_cache_head(cache, layer, STREAM, head, view),
+              NativeApi.kvasir_cache_head(cache, layer, stream, head, view),
               "show head " + head + " of layer " + layer);
           heads[layer][head] =
               new HeadView(
@@ -97,6 +108,11 @@ final class NativeCacheStore implements CacheStore {
   @Override
   public LayerShape shape(int layer) {
     return shapes[layer];
+  }
+
+  @Override
+  public LayerPlace place(int layer) {
+    return places[layer];
   }
 
   @Override
@@ -143,7 +159,7 @@ final class NativeCacheStore implements CacheStore {
   public void keep(int layer, int head, int[] slots, int count) {
     MemorySegment.copy(slots, 0, scratch, ValueLayout.JAVA_INT, 0, count);
     check(
-        NativeApi.kvasir_cache_keep(cache, layer, STREAM, head, scratch, count), "compact a head");
+        NativeApi.kvasir_cache_keep(cache, layer, stream, head, scratch, count), "compact a head");
   }
 
   @Override
@@ -156,7 +172,7 @@ final class NativeCacheStore implements CacheStore {
     }
     long at = evictionCount++ * (bytes / Integer.BYTES);
     evictions.setAtIndex(ValueLayout.JAVA_INT, at, layer);
-    evictions.setAtIndex(ValueLayout.JAVA_INT, at + 1, STREAM);
+    evictions.setAtIndex(ValueLayout.JAVA_INT, at + 1, stream);
     evictions.setAtIndex(ValueLayout.JAVA_INT, at + 2, head);
     evictions.setAtIndex(ValueLayout.JAVA_INT, at + 3, slot);
   }
@@ -173,7 +189,7 @@ final class NativeCacheStore implements CacheStore {
   @Override
   public void track(int layer, int head, boolean on) {
     check(
-        NativeApi.kvasir_cache_track(cache, layer, STREAM, head, on ? 1 : 0),
+        NativeApi.kvasir_cache_track(cache, layer, stream, head, on ? 1 : 0),
         "track a head's scores");
   }
 
@@ -201,7 +217,7 @@ final class NativeCacheStore implements CacheStore {
       MemorySegment queries = local.allocate(ValueLayout.JAVA_LONG);
       check(
           NativeApi.kvasir_statistic_read(
-              cache, layer, STREAM, head, buckets, MemorySegment.NULL, queries),
+              cache, layer, stream, head, buckets, MemorySegment.NULL, queries),
           "read the statistic of a head");
       MemorySegment.copy(buckets, ValueLayout.JAVA_FLOAT, 0, into, 0, into.length);
     }
@@ -210,7 +226,7 @@ final class NativeCacheStore implements CacheStore {
   @Override
   public void valueNorms(int layer, int head, int first, int count, float[] into) {
     check(
-        NativeApi.kvasir_cache_value_norms(cache, layer, STREAM, head, first, count, scratch),
+        NativeApi.kvasir_cache_value_norms(cache, layer, stream, head, first, count, scratch),
         "measure value rows");
     MemorySegment.copy(scratch, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
   }

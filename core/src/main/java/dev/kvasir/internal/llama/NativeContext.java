@@ -14,17 +14,19 @@ import dev.kvasir.internal.policy.CacheStore;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.Objects;
+import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A {@code llama_context} with one sequence, its batch, and its store. Holds its model. Used by one
- * thread at a time; a decode step allocates nothing on the Java heap.
+ * A {@code llama_context} with one sequence or several, its batch, and the sequences' stores. Holds
+ * its model. Used by one thread at a time; a decode step allocates nothing on the Java heap.
  */
 public final class NativeContext implements AutoCloseable {
-  private static final int SEQUENCE = 0;
+  /** llama.cpp rounds the cells of a sequence up to this. */
+  private static final int CELLS_MULTIPLE = 256;
 
   /** What {@code llama_decode} returns when the abort callback said so. */
   private static final int ABORTED = 2;
@@ -34,7 +36,8 @@ public final class NativeContext implements AutoCloseable {
   private final MemorySegment context;
   private final MemorySegment cache;
   private final MemorySegment memory;
-  private final @Nullable NativeCacheStore store;
+  private final List<NativeCacheStore> stores;
+  private final int sequences;
   private final int cells;
   private final int capacity;
   private final int batchSize;
@@ -44,6 +47,8 @@ public final class NativeContext implements AutoCloseable {
   private final MemorySegment tokens;
   private final MemorySegment positions;
   private final MemorySegment outputs;
+  private final MemorySegment sequenceIds;
+  private final MemorySegment sequenceOf;
   private final MemorySegment result;
 
   private final MemorySegment abortStub;
@@ -59,17 +64,21 @@ public final class NativeContext implements AutoCloseable {
   /**
    * Creates the context.
    *
+   * @param sequences that it holds, each with the context size of the options and a cache of its
+   *     own
    * @param keyType ggml type of the keys
    * @param valueType ggml type of the values
    * @throws InvalidOptionException if llama.cpp refuses the options
    * @throws UnsupportedModelException if the store has no path for the model
    */
-  public NativeContext(NativeModel model, SessionOptions options, int keyType, int valueType) {
+  public NativeContext(
+      NativeModel model, SessionOptions options, int sequences, int keyType, int valueType) {
     this.model = model;
+    this.sequences = sequences;
     model.hold();
     Arena sessionArena = Arena.ofShared();
     try {
-      MemorySegment[] made = create(model, options, keyType, valueType);
+      MemorySegment[] made = create(model, options, sequences, keyType, valueType);
       context = made[0];
       cache = made[1];
     } catch (RuntimeException e) {
@@ -79,14 +88,21 @@ public final class NativeContext implements AutoCloseable {
     }
     arena = sessionArena;
     memory = NativeApi.llama_get_memory(context);
-    cells = NativeApi.llama_n_ctx(context);
+    cells = NativeApi.llama_n_ctx_seq(context);
     capacity =
         options.contextSize() == 0
             ? Math.min(cells, model.trainedContext())
             : Math.min(cells, options.contextSize());
     batchSize = NativeApi.llama_n_batch(context);
     microBatchSize = NativeApi.llama_n_ubatch(context);
-    store = cache.address() == 0 ? null : new NativeCacheStore(cache, arena);
+    stores =
+        cache.address() == 0
+            ? List.of()
+            : IntStream.range(0, sequences)
+                .mapToObj(
+                    sequence ->
+                        new NativeCacheStore(cache, sequence, model, options.attention(), arena))
+                .toList();
     tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
     positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);
     outputs = arena.allocate(ValueLayout.JAVA_BYTE, batchSize);
@@ -94,26 +110,36 @@ public final class NativeContext implements AutoCloseable {
     batch = llama_batch.allocate(arena);
     llama_batch.token(batch, tokens);
     llama_batch.pos(batch, positions);
-    // Left out, the sequence of every token is 0.
-    llama_batch.n_seq_id(batch, MemorySegment.NULL);
-    llama_batch.seq_id(batch, MemorySegment.NULL);
+    sequenceIds = arena.allocate(ValueLayout.JAVA_INT, sequences);
+    sequenceOf = arena.allocate(NativeApi.C_POINTER, batchSize);
+    MemorySegment one = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+    for (int i = 0; i < sequences; i++) {
+      sequenceIds.setAtIndex(ValueLayout.JAVA_INT, i, i);
+    }
+    for (int i = 0; i < batchSize; i++) {
+      one.setAtIndex(ValueLayout.JAVA_INT, i, 1);
+      sequenceOf.setAtIndex(NativeApi.C_POINTER, i, sequenceIds);
+    }
+    llama_batch.n_seq_id(batch, one);
+    llama_batch.seq_id(batch, sequenceOf);
     llama_batch.embd(batch, MemorySegment.NULL);
     llama_batch.logits(batch, outputs);
     abortStub = ggml_abort_callback.allocate(this::shallAbort, arena);
   }
 
   private static MemorySegment[] create(
-      NativeModel model, SessionOptions options, int keyType, int valueType) {
+      NativeModel model, SessionOptions options, int sequences, int keyType, int valueType) {
     NativeLog.clearErrors();
     try (Arena local = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_context_default_params(local);
       int threads = options.threads() > 0 ? options.threads() : defaultThreads();
-      llama_context_params.n_ctx(
-          params, options.contextSize() == 0 ? model.trainedContext() : options.contextSize());
-      llama_context_params.n_batch(params, options.batchSize());
+      int size = options.contextSize() == 0 ? model.trainedContext() : options.contextSize();
+      llama_context_params.n_ctx(params, sequences == 1 ? size : allCells(size, sequences));
+      int batchSize = Math.max(sequences, options.batchSize());
+      llama_context_params.n_batch(params, batchSize);
       llama_context_params.n_ubatch(
-          params, Math.min(options.batchSize(), options.microBatchSize()));
-      llama_context_params.n_seq_max(params, 1);
+          params, Math.min(batchSize, Math.max(sequences, options.microBatchSize())));
+      llama_context_params.n_seq_max(params, sequences);
       llama_context_params.n_threads(params, threads);
       llama_context_params.n_threads_batch(
           params, options.batchThreads() > 0 ? options.batchThreads() : threads);
@@ -163,6 +189,16 @@ public final class NativeContext implements AutoCloseable {
     }
   }
 
+  private static int allCells(int size, int sequences) {
+    long cells = Math.ceilDiv(size, CELLS_MULTIPLE) * (long) CELLS_MULTIPLE * sequences;
+    if (cells > Integer.MAX_VALUE) {
+      throw new InvalidOptionException(
+          "%d sequences of %d tokens are more than llama.cpp can number. Use a smaller contextSize or fewer sequences."
+              .formatted(sequences, size));
+    }
+    return (int) cells;
+  }
+
   /**
    * All processors of a small machine; half of those of a larger one, where they are likely to be
    * two threads of one core.
@@ -176,12 +212,22 @@ public final class NativeContext implements AutoCloseable {
     return model;
   }
 
-  /** Tokens that the session may hold. */
+  /** Tokens that a sequence may hold. */
   public int capacity() {
     return capacity;
   }
 
-  /** Cells of llama.cpp's cache, which are {@link #capacity()} rounded up. */
+  /** Sequences that a context can have. */
+  public static int mostSequences() {
+    return Math.toIntExact(NativeApi.llama_max_parallel_sequences());
+  }
+
+  /** Sequences of the context. */
+  int sequences() {
+    return sequences;
+  }
+
+  /** Cells of llama.cpp's cache for a sequence, which are {@link #capacity()} rounded up. */
   int cells() {
     return cells;
   }
@@ -195,9 +241,9 @@ public final class NativeContext implements AutoCloseable {
     return microBatchSize;
   }
 
-  /** The store; empty without the adaptive cache. */
-  public Optional<CacheStore> store() {
-    return Optional.ofNullable(store);
+  /** The store of a sequence; empty without the adaptive cache. */
+  public Optional<CacheStore> store(int sequence) {
+    return stores.isEmpty() ? Optional.empty() : Optional.of(stores.get(sequence));
   }
 
   /**
@@ -225,7 +271,7 @@ public final class NativeContext implements AutoCloseable {
   }
 
   /**
-   * Decodes tokens; their ids and their number must be valid.
+   * Decodes tokens of one sequence; their ids and their number must be valid.
    *
    * @param from index of the first
    * @param count at most {@link #batchSize()}
@@ -233,21 +279,38 @@ public final class NativeContext implements AutoCloseable {
    * @param allLogits whether every token's logits are wanted, or only the last one's
    * @throws DecodeException if llama.cpp fails; what it had done of the batch may be in the memory
    */
-  public Outcome decode(int[] source, int from, int count, int position, boolean allLogits) {
+  public Outcome decode(
+      int sequence, int[] source, int from, int count, int position, boolean allLogits) {
     MemorySegment.copy(source, from, tokens, ValueLayout.JAVA_INT, 0, count);
     for (int i = 0; i < count; i++) {
       positions.setAtIndex(ValueLayout.JAVA_INT, i, position + i);
       outputs.set(ValueLayout.JAVA_BYTE, i, (byte) (allLogits || i == count - 1 ? 1 : 0));
+      sequenceOf.setAtIndex(NativeApi.C_POINTER, i, idOf(sequence));
     }
     return decodeBatch(count, position);
   }
 
-  /** Decodes one token. */
+  /** Decodes one token of the only sequence. */
   public Outcome decode(int token, int position) {
     tokens.set(ValueLayout.JAVA_INT, 0, token);
     positions.set(ValueLayout.JAVA_INT, 0, position);
     outputs.set(ValueLayout.JAVA_BYTE, 0, (byte) 1);
     return decodeBatch(1, position);
+  }
+
+  /** Decodes one token of every sequence, all at once; the logits have the sequences' indices. */
+  public Outcome decodeStep(int[] source, int[] position) {
+    for (int i = 0; i < sequences; i++) {
+      tokens.setAtIndex(ValueLayout.JAVA_INT, i, source[i]);
+      positions.setAtIndex(ValueLayout.JAVA_INT, i, position[i]);
+      outputs.set(ValueLayout.JAVA_BYTE, i, (byte) 1);
+      sequenceOf.setAtIndex(NativeApi.C_POINTER, i, idOf(i));
+    }
+    return decodeBatch(sequences, position[0]);
+  }
+
+  private MemorySegment idOf(int sequence) {
+    return sequenceIds.asSlice((long) sequence * Integer.BYTES);
   }
 
   private Outcome decodeBatch(int count, int position) {
@@ -282,17 +345,17 @@ public final class NativeContext implements AutoCloseable {
   }
 
   /**
-   * Takes everything from a position on out of the memory; false when a sliding window has moved
-   * on, and what comes before is no longer whole.
+   * Takes everything of a sequence from a position on out of the memory; false when a sliding
+   * window has moved on, and what comes before is no longer whole.
    */
-  public boolean truncate(int position) {
-    NativeApi.llama_memory_seq_rm(memory, SEQUENCE, position, -1);
+  public boolean truncate(int sequence, int position) {
+    NativeApi.llama_memory_seq_rm(memory, sequence, position, -1);
     boolean whole =
-        model.window() == 0 || position == 0 || reachesBackTo(position - model.window());
+        model.window() == 0 || position == 0 || reachesBackTo(sequence, position - model.window());
     if (cache.address() != 0) {
       if (model.window() == 0) {
-        // With one sequence and nothing reused, cells are positions.
-        int status = NativeApi.kvasir_cache_truncate(cache, 0, position);
+        // With one sequence a stream and nothing reused, cells are positions.
+        int status = NativeApi.kvasir_cache_truncate(cache, sequence, position);
         if (!NativeStatus.ok(status)) {
           throw new KvasirException(
               "The cache could not be cut at position "
@@ -301,20 +364,20 @@ public final class NativeContext implements AutoCloseable {
                   + NativeStatus.reason(status));
         }
       } else {
-        dropFrom(position);
+        dropFrom(sequence, position);
       }
     }
     return whole;
   }
 
-  private boolean reachesBackTo(int position) {
-    int first = NativeApi.llama_memory_seq_pos_min(memory, SEQUENCE); // -1 when nothing is left
+  private boolean reachesBackTo(int sequence, int position) {
+    int first = NativeApi.llama_memory_seq_pos_min(memory, sequence); // -1 when nothing is left
     return first >= 0 && first <= Math.max(0, position);
   }
 
   /** The cells of a sliding-window cache are a ring: what to drop is found by position. */
-  private void dropFrom(int position) {
-    NativeCacheStore slots = Objects.requireNonNull(store);
+  private void dropFrom(int sequence, int position) {
+    NativeCacheStore slots = stores.get(sequence);
     for (int layer = 0; layer < slots.layers(); layer++) {
       for (int head = 0; head < slots.shape(layer).kvHeads(); head++) {
         for (int slot = slots.slots(layer, head) - 1; slot >= 0; slot--) {
@@ -331,9 +394,12 @@ public final class NativeContext implements AutoCloseable {
   public void clear() {
     NativeApi.llama_memory_clear(memory, false);
     if (cache.address() != 0) {
-      int status = NativeApi.kvasir_cache_truncate(cache, 0, 0);
-      if (!NativeStatus.ok(status)) {
-        throw new KvasirException("The cache could not be cleared: " + NativeStatus.reason(status));
+      for (int sequence = 0; sequence < sequences; sequence++) {
+        int status = NativeApi.kvasir_cache_truncate(cache, sequence, 0);
+        if (!NativeStatus.ok(status)) {
+          throw new KvasirException(
+              "The cache could not be cleared: " + NativeStatus.reason(status));
+        }
       }
     }
   }

@@ -32,6 +32,9 @@ final class NativeLog {
   // Whether this thread told llama.cpp to give up what it computes.
   private static final ThreadLocal<Boolean> ABORTING = ThreadLocal.withInitial(() -> false);
 
+  // Whether this thread tries something whose failure is no news.
+  private static final ThreadLocal<Boolean> TRYING = ThreadLocal.withInitial(() -> false);
+
   private NativeLog() {}
 
   /** Directs both channels to their loggers, for as long as the JVM lives. */
@@ -49,6 +52,19 @@ final class NativeLog {
   /** The error lines of this thread since {@link #clearErrors()}, the oldest first. */
   static List<String> errors() {
     return List.copyOf(ERRORS.get());
+  }
+
+  /** The error lines of a call that is expected to fail; only the log at debug level shows them. */
+  static List<String> errorsOf(Runnable call) {
+    clearErrors();
+    TRYING.set(true);
+    try {
+      call.run();
+      return errors();
+    } finally {
+      TRYING.set(false);
+      clearErrors();
+    }
   }
 
   /**
@@ -120,7 +136,7 @@ final class NativeLog {
         }
         errors.addLast(message);
       }
-      logger.log(level, message);
+      logger.log(level == Level.ERROR && TRYING.get() ? Level.DEBUG : level, message);
     }
 
     private static Level levelOf(int level) {

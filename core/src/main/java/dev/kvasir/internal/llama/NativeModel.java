@@ -14,12 +14,14 @@ import dev.kvasir.bindings.generated.llama_model_params;
 import dev.kvasir.bindings.generated.llama_model_tensor_buft_override;
 import dev.kvasir.bindings.generated.llama_progress_callback;
 import dev.kvasir.internal.policy.TokenKinds;
-import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.nio.file.Files;
+import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Optional;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -32,7 +34,7 @@ public final class NativeModel implements AutoCloseable {
 
   private final MemorySegment model;
   private final Path file;
-  private final Device device;
+  private final Placement placement;
   private final boolean adaptive;
   private final HandleState state;
   private final Vocabulary vocabulary;
@@ -45,10 +47,10 @@ public final class NativeModel implements AutoCloseable {
   private final int window;
   private @Nullable TokenKinds tokenKinds;
 
-  private NativeModel(MemorySegment model, Path file, Device device, boolean adaptive) {
+  private NativeModel(MemorySegment model, Path file, Placement placement, boolean adaptive) {
     this.model = model;
     this.file = file;
-    this.device = device;
+    this.placement = placement;
     this.adaptive = adaptive;
     this.state = new HandleState(() -> NativeApi.llama_model_free(model));
     this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
@@ -66,12 +68,11 @@ public final class NativeModel implements AutoCloseable {
   /** Loads a model; see {@link dev.kvasir.Model#load(Path, ModelOptions)}. */
   public static NativeModel load(Path file, ModelOptions options) {
     NativeRuntime.start();
-    GgufFile.check(file);
-    Device device = DeviceRegistry.select(options.device(), sizeOf(file));
+    Placement placement = place(GgufFile.read(file), options);
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_model_default_params(arena);
-      placeOn(device, options, params, arena);
+      apply(placement, options.adaptiveCache(), params, arena);
       llama_model_params.load_mode(
           params,
           options.useMmap() ? NativeApi.LLAMA_LOAD_MODE_AUTO() : NativeApi.LLAMA_LOAD_MODE_NONE());
@@ -88,7 +89,7 @@ public final class NativeModel implements AutoCloseable {
       }
       try {
         requireAttentionCache(model, file);
-        return new NativeModel(model, file, device, options.adaptiveCache());
+        return new NativeModel(model, file, placement, options.adaptiveCache());
       } catch (RuntimeException e) {
         NativeApi.llama_model_free(model);
         throw e;
@@ -96,38 +97,83 @@ public final class NativeModel implements AutoCloseable {
     }
   }
 
-  private static void placeOn(
-      Device device, ModelOptions options, MemorySegment params, Arena arena) {
-    MemorySegment devices = arena.allocate(NativeApi.C_POINTER, 2);
-    llama_model_params.devices(params, devices);
-    boolean cpu = device.type() == DeviceType.CPU;
-    MemorySegment name = arena.allocateFrom(device.name());
-    if (options.adaptiveCache()) {
-      MemorySegment proxy = arena.allocate(NativeApi.C_POINTER);
-      int status = NativeApi.kvasir_device(name, proxy);
-      if (!NativeStatus.ok(status)) {
-        throw new NativeLibraryException(
-            "The adaptive cache cannot use the device "
-                + device.name()
-                + ": "
-                + NativeStatus.reason(status)
-                + ".");
-      }
-      devices.setAtIndex(NativeApi.C_POINTER, 0, proxy.get(NativeApi.C_POINTER, 0));
-      if (cpu) {
-        // llama.cpp takes the proxy for a GPU and would put the weights into its buffer type, where
-        // the CPU backend's repacked layouts are not offered.
-        MemorySegment overrides = llama_model_tensor_buft_override.allocateArray(2, arena);
-        llama_model_tensor_buft_override.pattern(overrides, arena.allocateFrom(".*"));
-        llama_model_tensor_buft_override.buft(overrides, NativeApi.ggml_backend_cpu_buffer_type());
-        llama_model_params.tensor_buft_overrides(params, overrides);
-      }
-    } else if (!cpu) {
-      devices.setAtIndex(NativeApi.C_POINTER, 0, NativeApi.ggml_backend_dev_by_name(name));
+  private static Placement place(GgufFile file, ModelOptions options) {
+    List<Device> devices = DeviceRegistry.list();
+    int all = file.layers() + 1;
+    int offloaded = options.gpuLayers() < 0 ? all : Math.min(all, options.gpuLayers());
+    List<Device> selected =
+        DeviceRegistry.select(devices, options.devices(), file.bytes() / all * offloaded);
+    return Placement.of(
+        selected,
+        DeviceRegistry.cpu(devices),
+        options.gpuLayers(),
+        options.tensorSplit(),
+        file.layers());
+  }
+
+  private static void apply(
+      Placement placement, boolean adaptive, MemorySegment params, Arena arena) {
+    // llama.cpp's own CPU device is not listed: it takes what is not offloaded. A proxy is, the
+    // CPU's too: llama.cpp takes it for a GPU, to which all layers are offloaded.
+    List<Placement.Share> shares =
+        adaptive
+            ? placement.shares()
+            : placement.shares().stream()
+                .filter(share -> share.device().type() != DeviceType.CPU)
+                .toList();
+    MemorySegment devices = arena.allocate(NativeApi.C_POINTER, shares.size() + 1L);
+    MemorySegment split =
+        arena.allocate(
+            ValueLayout.JAVA_FLOAT, Math.max(shares.size(), NativeApi.llama_max_devices()));
+    for (int i = 0; i < shares.size(); i++) {
+      Device device = shares.get(i).device();
+      devices.setAtIndex(
+          NativeApi.C_POINTER, i, adaptive ? proxy(device, arena) : handle(device, arena));
+      split.setAtIndex(ValueLayout.JAVA_FLOAT, i, shares.get(i).layers());
     }
-    boolean onDevice = options.adaptiveCache() || !cpu;
-    llama_model_params.n_gpu_layers(
-        params, !onDevice ? 0 : cpu || options.gpuLayers() < 0 ? ALL_LAYERS : options.gpuLayers());
+    llama_model_params.devices(params, devices);
+    llama_model_params.tensor_split(params, split);
+    llama_model_params.n_gpu_layers(params, adaptive ? ALL_LAYERS : placement.offloaded());
+    if (adaptive && placement.onCpu() > 0) {
+      keepOnCpu(placement, params, arena);
+    }
+  }
+
+  private static MemorySegment handle(Device device, Arena arena) {
+    return NativeApi.ggml_backend_dev_by_name(arena.allocateFrom(device.name()));
+  }
+
+  private static MemorySegment proxy(Device device, Arena arena) {
+    MemorySegment proxy = arena.allocate(NativeApi.C_POINTER);
+    int status = NativeApi.kvasir_device(arena.allocateFrom(device.name()), proxy);
+    if (!NativeStatus.ok(status)) {
+      throw new NativeLibraryException(
+          "The adaptive cache cannot use the device "
+              + device.name()
+              + ": "
+              + NativeStatus.reason(status)
+              + ".");
+    }
+    return proxy.get(NativeApi.C_POINTER, 0);
+  }
+
+  /**
+   * llama.cpp takes the CPU's proxy for a GPU and would put its weights into its buffer type, where
+   * the CPU backend's repacked layouts are not offered. Nor are they in the pinned memory of a GPU
+   * beside it, which is there for computing the CPU's layers on that GPU.
+   */
+  private static void keepOnCpu(Placement placement, MemorySegment params, Arena arena) {
+    String pattern =
+        placement.offloaded() == 0
+            ? ".*"
+            : IntStream.range(0, placement.onCpu())
+                .mapToObj(Integer::toString)
+                .collect(Collectors.joining("|", "^blk\\.(", ")\\."));
+    MemorySegment overrides = llama_model_tensor_buft_override.allocateArray(2, arena);
+    llama_model_tensor_buft_override.pattern(overrides, arena.allocateFrom(pattern));
+    llama_model_tensor_buft_override.buft(overrides, NativeApi.ggml_backend_cpu_buffer_type());
+    llama_model_params.tensor_buft_overrides(params, overrides);
+    llama_model_params.no_host(params, true);
   }
 
   private static void requireAttentionCache(MemorySegment model, Path file) {
@@ -160,15 +206,6 @@ public final class NativeModel implements AutoCloseable {
       MemorySegment text = arena.allocate(256);
       NativeApi.llama_model_desc(model, text, text.byteSize());
       return text.getString(0);
-    }
-  }
-
-  private static long sizeOf(Path file) {
-    try {
-      return Files.size(file);
-    } catch (IOException e) {
-      throw new ModelLoadException(
-          "The model file " + file + " cannot be read: " + e.getMessage(), e);
     }
   }
 
@@ -281,9 +318,14 @@ public final class NativeModel implements AutoCloseable {
     return file;
   }
 
-  /** The device that holds the model. */
-  public Device device() {
-    return device;
+  /** The devices that hold the model's layers, by name, in the order of the layers. */
+  public List<String> devices() {
+    return placement.shares().stream().map(share -> share.device().name()).toList();
+  }
+
+  /** The device of a layer, by the model's layer index. */
+  Device deviceOf(int layer) {
+    return placement.deviceOf(layer);
   }
 
   /** Whether the model's KV caches are Kvasir's. */

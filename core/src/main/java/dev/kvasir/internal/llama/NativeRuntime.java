@@ -5,6 +5,7 @@ import dev.kvasir.bindings.NativeLibraries;
 import dev.kvasir.bindings.NativeLoadException;
 import dev.kvasir.bindings.generated.NativeApi;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -51,8 +52,9 @@ public final class NativeRuntime {
     NativeLog.install();
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
-      NativeApi.ggml_backend_load_all_from_path(
-          arena.allocateFrom(libraries.directory().toString()));
+      for (Path directory : libraries.backendDirectories()) {
+        NativeApi.ggml_backend_load_all_from_path(arena.allocateFrom(directory.toString()));
+      }
     }
     NativeApi.llama_backend_init();
     if (NativeApi.ggml_backend_dev_by_type(NativeApi.GGML_BACKEND_DEVICE_TYPE_CPU()).address()

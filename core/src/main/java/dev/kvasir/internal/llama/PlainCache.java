@@ -5,6 +5,7 @@ import dev.kvasir.SessionOptions;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.HeadUse;
+import dev.kvasir.cache.LayerPlace;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
@@ -18,8 +19,8 @@ public final class PlainCache {
   private PlainCache() {}
 
   /**
-   * The report of a session without the adaptive cache. Its memory is allocated for the whole
-   * context at once.
+   * The report of a sequence without the adaptive cache. Its memory is allocated for the whole
+   * context at once, with all sequences.
    */
   public static CacheReport report(NativeContext context, SessionOptions options, int position) {
     MemorySegment model = context.model().handle();
@@ -29,13 +30,15 @@ public final class PlainCache {
         rowBytes(options.keyType(), headDimension(model, "key_length", width))
             + rowBytes(options.valueType(), headDimension(model, "value_length", width));
     List<HeadUse> heads = new ArrayList<>();
+    List<LayerPlace> layers = new ArrayList<>();
     for (int layer = 0; layer < context.model().layers(); layer++) {
+      layers.add(new LayerPlace(layer, context.model().deviceOf(layer).name(), "llama.cpp"));
       for (int head = 0; head < kvHeads; head++) {
         heads.add(new HeadUse(layer, head, "full", position, position, slotBytes));
       }
     }
-    long allocated = heads.size() * slotBytes * context.cells();
-    return new CacheReport(position, true, heads, allocated, allocated);
+    long allocated = heads.size() * slotBytes * context.cells() * context.sequences();
+    return new CacheReport(position, true, layers, heads, allocated, allocated);
   }
 
   private static long rowBytes(KvType type, int elements) {

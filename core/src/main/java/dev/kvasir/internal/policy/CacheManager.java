@@ -8,6 +8,7 @@ import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Full;
 import dev.kvasir.cache.HeadProfile;
 import dev.kvasir.cache.HeadUse;
+import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.cache.Pooling;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Score;
@@ -248,8 +249,10 @@ public final class CacheManager {
 
   /** What the store holds now. */
   public CacheReport report() {
+    var layers = new ArrayList<LayerPlace>();
     var heads = new ArrayList<HeadUse>();
     for (int l = 0; l < store.layers(); l++) {
+      layers.add(store.place(l));
       var shape = store.shape(l);
       for (int h = 0; h < shape.kvHeads(); h++) {
         int slots = store.slots(l, h);
@@ -264,7 +267,7 @@ public final class CacheManager {
       }
     }
     return new CacheReport(
-        log.length(), keepsAll || decided, heads, store.residentBytes(), store.fullBytes());
+        log.length(), keepsAll || decided, layers, heads, store.residentBytes(), store.fullBytes());
   }
 
   private void decideIfEnough() {

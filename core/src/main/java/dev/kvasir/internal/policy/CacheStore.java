@@ -1,5 +1,7 @@
 package dev.kvasir.internal.policy;
 
+import dev.kvasir.cache.LayerPlace;
+
 /**
  * The slots of one sequence, as the policies see and change them: per layer and KV head a dense
  * array of slots, each holding one token. Without evictions the slots are in the order of the
@@ -16,6 +18,9 @@ public interface CacheStore {
 
   /** The shape of a layer; the same object each time. */
   LayerShape shape(int layer);
+
+  /** The device that a layer is on, and how attention over it is computed. */
+  LayerPlace place(int layer);
 
   /** Slots that the head holds now. */
   int slots(int layer, int head);

@@ -1,5 +1,6 @@
 package dev.kvasir.internal.policy;
 
+import dev.kvasir.cache.LayerPlace;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -192,6 +193,11 @@ class FakeStore implements CacheStore {
   @Override
   public LayerShape shape(int layer) {
     return shapes[layer];
+  }
+
+  @Override
+  public LayerPlace place(int layer) {
+    return new LayerPlace(shapes[layer].layer(), "CPU", "test");
   }
 
   @Override

@@ -1,6 +1,5 @@
 package dev.kvasir.examples.bench;
 
-import dev.kvasir.Session;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.examples.terminal.ProgressBar;
@@ -49,8 +48,8 @@ final class Bench {
   /** Runs every engine once, so that what only the first use of anything takes is behind it. */
   void warmUp() {
     for (var engine : engines) {
-      try (var run = new Run(engine, tokensForDecode(WARM_UP_PROMPT, 0, 0))) {
-        run.session.evaluate(Arrays.copyOf(text, WARM_UP_PROMPT));
+      try (var run = new Run(engine, 1, 0, tokensForDecode(WARM_UP_PROMPT, 0, 0))) {
+        run.sequences.prefill(Arrays.copyOf(text, WARM_UP_PROMPT));
         run.decode(WARM_UP_PROMPT, WARM_UP_DECODE);
       }
     }
@@ -67,17 +66,17 @@ final class Bench {
     var runs = new ArrayList<Run>();
     try (var bar = new ProgressBar(streams, "pp" + tokens)) {
       for (var engine : engines) {
-        var run = new Run(engine, tokens);
+        var run = new Run(engine, 1, 0, tokens);
         runs.add(run);
-        run.session.evaluate(Arrays.copyOf(text, Math.min(tokens, options.microBatchSize())));
+        run.sequences.prefill(Arrays.copyOf(text, Math.min(tokens, options.microBatchSize())));
       }
       int[] prompt = Arrays.copyOf(text, tokens);
       for (int r = 0; r < repeats; r++) {
         for (int e = 0; e < runs.size(); e++) {
           bar.update(r * runs.size() + e, repeats * runs.size());
           var run = runs.get((r + e) % runs.size());
-          run.session.clear();
-          run.time(r, tokens, () -> run.session.evaluate(prompt));
+          run.sequences.clear();
+          run.time(r, tokens, () -> run.sequences.prefill(prompt));
           run.look();
         }
       }
@@ -90,18 +89,21 @@ final class Bench {
   /**
    * The decode of so many tokens, one by one, at a depth. Every repeat goes on where the one before
    * ended.
+   *
+   * @param parallel sequences that are decoded together
    */
-  List<BenchRow> decode(int depth, int tokens) {
-    var test = "tg" + tokens + (depth > 0 ? "@d" + depth : "");
+  List<BenchRow> decode(int depth, int tokens, int parallel) {
+    var test =
+        "tg" + tokens + (depth > 0 ? "@d" + depth : "") + (parallel > 1 ? " np" + parallel : "");
     var runs = new ArrayList<Run>();
     try (var bar = new ProgressBar(streams, test)) {
       int steps = engines.size() * (repeats + 1);
       for (var engine : engines) {
         bar.update(runs.size(), steps, "filling");
-        var run = new Run(engine, tokensForDecode(depth, tokens, repeats));
+        var run = new Run(engine, parallel, depth, tokensForDecode(depth, tokens, repeats));
         runs.add(run);
         if (depth > 0) {
-          run.session.evaluate(Arrays.copyOf(text, depth));
+          run.sequences.prefill(Arrays.copyOf(text, depth));
         }
         run.decode(depth, WARM_UP_DECODE);
         run.look();
@@ -111,7 +113,7 @@ final class Bench {
         for (int e = 0; e < runs.size(); e++) {
           bar.update(runs.size() * (r + 1) + e, steps);
           var run = runs.get((r + e) % runs.size());
-          run.time(r, tokens, () -> run.decode(from, tokens));
+          run.time(r, tokens * parallel, () -> run.decode(from, tokens));
         }
       }
       return runs.stream().map(run -> run.row(test)).toList();
@@ -120,28 +122,35 @@ final class Bench {
     }
   }
 
-  /** One engine with a session of its own. */
+  /** One engine with a session of its own, or a group. */
   private final class Run implements AutoCloseable {
     private final Engine engine;
-    private final OptionalLong before = ResidentMemory.bytes();
-    private final Session session;
+    private final int parallel;
+    private final OptionalLong before;
+    private final OptionalLong deviceBefore;
+    private final Sequences sequences;
     private final double[] rates = new double[repeats];
     private OptionalLong after = OptionalLong.empty();
+    private OptionalLong deviceAfter = OptionalLong.empty();
     private CacheReport report;
 
-    Run(Engine engine, int contextSize) {
+    Run(Engine engine, int parallel, int depth, int contextSize) {
       this.engine = engine;
-      this.session =
-          engine
-              .model()
-              .newSession(
-                  options.withContextSize(contextSize).withCachePolicy(engine.cachePolicy()));
-      this.report = session.cacheReport();
+      this.parallel = parallel;
+      var sized = options.withContextSize(contextSize);
+      if (parallel > 1) {
+        sized = Sequences.known(engine, sized, Arrays.copyOf(text, depth));
+      }
+      before = ResidentMemory.bytes();
+      deviceBefore = DeviceMemory.free(engine.model().devices());
+      sequences =
+          parallel > 1 ? Sequences.several(engine, parallel, sized) : Sequences.one(engine, sized);
+      report = sequences.report();
     }
 
     void decode(int from, int tokens) {
       for (int i = from; i < from + tokens; i++) {
-        session.evaluate(text[i]);
+        sequences.step(text[i]);
       }
     }
 
@@ -158,29 +167,35 @@ final class Bench {
     void look() {
       if (after.isEmpty()) {
         after = ResidentMemory.bytes();
-        report = session.cacheReport();
+        deviceAfter = DeviceMemory.free(engine.model().devices());
+        report = sequences.report();
       }
     }
 
     BenchRow row(String test) {
-      var grown =
-          before.isPresent() && after.isPresent()
-              ? OptionalLong.of(Math.max(0, after.getAsLong() - before.getAsLong()))
-              : OptionalLong.empty();
       return new BenchRow(
           engine.name(),
           test,
           engine.policy(),
+          String.join(" + ", engine.model().devices()),
+          parallel,
           report.keptFraction(),
           report.keptSlots(),
           report.keptBytes(),
-          grown,
+          grown(after, before),
+          grown(deviceBefore, deviceAfter),
           Arrays.stream(rates).boxed().toList());
+    }
+
+    private static OptionalLong grown(OptionalLong larger, OptionalLong smaller) {
+      return larger.isPresent() && smaller.isPresent()
+          ? OptionalLong.of(Math.max(0, larger.getAsLong() - smaller.getAsLong()))
+          : OptionalLong.empty();
     }
 
     @Override
     public void close() {
-      session.close();
+      sequences.close();
     }
   }
 }

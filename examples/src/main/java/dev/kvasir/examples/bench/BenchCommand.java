@@ -35,7 +35,8 @@ import picocli.CommandLine.Spec;
       "",
       "pp rows read a prompt into an empty cache, tg rows decode at a depth. The cache is filled once per depth and engine;"
           + " the repeats go on from there, one engine after the other. RSS is what the process grew by while the engine's session was"
-          + " opened and filled: cache and compute buffers, not the weights."
+          + " opened and filled: cache and compute buffers, not the weights. GPU is the same of the devices' memory, as their driver"
+          + " counts it."
     })
 public final class BenchCommand implements Callable<Integer> {
   // more than any tokenizer packs into one token of plain English on average
@@ -71,6 +72,15 @@ public final class BenchCommand implements Callable<Integer> {
       defaultValue = "4096",
       description = "Tokens in the cache before the decode. Default: 4096.")
   private List<Integer> depths;
+
+  @Option(
+      names = {"-np", "--parallel"},
+      paramLabel = "N",
+      split = ",",
+      defaultValue = "1",
+      description =
+          "Sequences that are decoded together, each with the whole depth; rates are of all together. Default: 1.")
+  private List<Integer> parallel;
 
   @Option(
       names = {"-r", "--repetitions"},
@@ -119,6 +129,7 @@ public final class BenchCommand implements Callable<Integer> {
     atLeast(0, prompts, "-p");
     atLeast(0, generated, "-n");
     atLeast(0, depths, "-d");
+    atLeast(1, parallel, "-np");
     atLeast(1, List.of(repeats), "-r");
     var options = session.options();
     var policy = fastgen.policy();
@@ -136,7 +147,7 @@ public final class BenchCommand implements Callable<Integer> {
             "%s on %s, %s, keys %s, values %s, text: %s%n"
                 .formatted(
                     adaptive.description(),
-                    adaptive.device(),
+                    String.join(" + ", adaptive.devices()),
                     options.threads() == 0 ? "default threads" : options.threads() + " threads",
                     options.keyType().label(),
                     options.valueType().label(),
@@ -158,8 +169,10 @@ public final class BenchCommand implements Callable<Integer> {
     }
     for (int depth : depths) {
       for (int tokens : generated) {
-        if (tokens > 0) {
-          rows.addAll(bench.decode(depth, tokens));
+        for (int sequences : parallel) {
+          if (tokens > 0) {
+            rows.addAll(bench.decode(depth, tokens, sequences));
+          }
         }
       }
     }

@@ -2,10 +2,12 @@ package dev.kvasir.examples.bench;
 
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvasir.examples.terminal.Table;
 import dev.kvasir.examples.terminal.Units;
 import java.util.List;
 import java.util.Locale;
+import java.util.OptionalLong;
 
 /** The rows of a benchmark, for people or for scripts. */
 final class BenchReport {
@@ -19,6 +21,7 @@ final class BenchReport {
     var table =
         new Table(
             "engine",
+            "device",
             "policy",
             "test",
             "t/s",
@@ -27,10 +30,12 @@ final class BenchReport {
             "kept",
             "slots",
             "KV",
-            "RSS");
+            "RSS",
+            "GPU");
     for (var row : rows) {
       table.row(
           row.engine(),
+          row.device(),
           row.policy(),
           row.test(),
           Units.decimal(row.median(), 1),
@@ -44,14 +49,19 @@ final class BenchReport {
           Units.percent(row.keptFraction()),
           row.keptSlots(),
           Units.bytes(row.kvBytes()),
-          row.rssBytes().isPresent() ? Units.bytes(row.rssBytes().getAsLong()) : "-");
+          bytes(row.rssBytes()),
+          bytes(row.deviceBytes()));
     }
     return table.toMarkdown();
   }
 
+  private static String bytes(OptionalLong bytes) {
+    return bytes.isPresent() ? Units.bytes(bytes.getAsLong()) : "-";
+  }
+
   /**
    * An array with one object per row; {@code rssBytes} is null where the operating system does not
-   * tell.
+   * tell, {@code deviceBytes} without a GPU.
    */
   static String json(List<BenchRow> rows) {
     ArrayNode array = JsonNodeFactory.instance.arrayNode();
@@ -60,18 +70,25 @@ final class BenchReport {
       node.put("engine", row.engine());
       node.put("test", row.test());
       node.put("policy", row.policy());
+      node.put("device", row.device());
+      node.put("sequences", row.sequences());
       node.put("keptFraction", row.keptFraction());
       node.put("kvBytes", row.kvBytes());
-      if (row.rssBytes().isPresent()) {
-        node.put("rssBytes", row.rssBytes().getAsLong());
-      } else {
-        node.putNull("rssBytes");
-      }
+      put(node, "rssBytes", row.rssBytes());
+      put(node, "deviceBytes", row.deviceBytes());
       var rates = node.putArray("tokensPerSecond");
       for (double rate : row.tokensPerSecond()) {
         rates.add(Double.parseDouble(String.format(Locale.ROOT, "%.3f", rate)));
       }
     }
     return array.toPrettyString();
+  }
+
+  private static void put(ObjectNode node, String name, OptionalLong value) {
+    if (value.isPresent()) {
+      node.put(name, value.getAsLong());
+    } else {
+      node.putNull(name);
+    }
   }
 }

@@ -153,7 +153,11 @@ public final class EvalCommand implements Callable<Integer> {
         out.println(
             "%s on %s: %d texts, prompts of %d tokens, then %d one by one%n"
                 .formatted(
-                    adaptive.description(), adaptive.device(), texts, promptTokens, suffixTokens));
+                    adaptive.description(),
+                    String.join(" + ", adaptive.devices()),
+                    texts,
+                    promptTokens,
+                    suffixTokens));
         out.print(EvalReport.markdown(rows));
       }
       return 0;

@@ -12,7 +12,7 @@ import org.junit.jupiter.api.Test;
 
 class HeadMapTest {
   private static CacheReport report(List<HeadUse> heads) {
-    return new CacheReport(100, true, heads, 0, 0);
+    return new CacheReport(100, true, List.of(), heads, 0, 0);
   }
 
   @Test

@@ -1,0 +1,2 @@
+/** ggml's Vulkan backend for one platform, to go beside {@code dev.kvasir.natives}. */
+module dev.kvasir.natives.vulkan {}
