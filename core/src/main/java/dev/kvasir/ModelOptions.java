@@ -8,8 +8,8 @@ import org.jspecify.annotations.Nullable;
  *
  * @param device {@code auto} (the first GPU with enough free memory for the weights, else the CPU)
  *     or the name of one of {@link Devices#list()}
- * @param gpuLayers layers whose weights go to the device, counted from the end; -1: all of them.
- *     Without meaning on the CPU
+ * @param gpuLayers layers whose weights go to the device, counted from the end; -1: all of them,
+ *     which the adaptive cache needs. Without meaning on the CPU
  * @param adaptiveCache true: the KV cache is Kvasir's and any policy can be used. False: unmodified
  *     llama.cpp, where only {@code CachePolicy.full()} is possible; meant for comparison
  * @param useMmap maps the file instead of reading it
