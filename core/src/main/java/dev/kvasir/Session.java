@@ -67,7 +67,6 @@ public final class Session implements AutoCloseable {
         new NativeContext(
             model, options, 1, options.keyType().ggmlType(), options.valueType().ggmlType());
     try {
-      sampler = new SamplerChain(options.sampling(), model.vocabulary().size());
       cache =
           context
               .store(0)
@@ -76,6 +75,7 @@ public final class Session implements AutoCloseable {
                       new CacheManager(
                           store, options.cachePolicy(), options.profile(), model.tokenKinds()))
               .orElse(null);
+      sampler = new SamplerChain(options.sampling(), model.vocabulary().size());
     } catch (RuntimeException e) {
       context.close();
       throw e;
@@ -148,7 +148,7 @@ public final class Session implements AutoCloseable {
   }
 
   private Reply open(String text, boolean parseSpecial, @Nullable ChatMessage message) {
-    int[] tokens = model.tokenize(text, false, parseSpecial);
+    int[] tokens = model.vocabulary().tokenize(text, false, parseSpecial);
     int leading = model.vocabulary().leadingToken();
     if (position == 0
         && pending == NONE
@@ -537,13 +537,14 @@ public final class Session implements AutoCloseable {
     if (!done) {
       return false;
     }
+    // The sampler saw the token that was pending when it drew it.
+    for (int i = pending == NONE ? 0 : 1; i < tokens.length; i++) {
+      sampler.acceptPrompt(tokens[i]);
+    }
     pending = NONE;
     hasLogits = true;
     if (cache != null) {
       cache.afterPrefill(tokens, 0, tokens.length);
-    }
-    for (int token : tokens) {
-      sampler.acceptPrompt(token);
     }
     return true;
   }

@@ -1,7 +1,7 @@
 package dev.kvasir;
 
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
-import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.cache.CachePolicy;
 import java.nio.file.Path;
@@ -22,19 +22,19 @@ class FiveLinesTest {
   @Test
   void streamsAnAnswer() {
     StringBuilder answer = new StringBuilder();
-    // The reader walks away after a while: model, session and reply are closed in the middle of the
-    // answer.
+    // The reader walks away at the first piece: model, session and reply are closed in the middle
+    // of
+    // the answer.
     assertThrows(
         StoppedReading.class,
         () ->
             example(
                 TestModels.path(),
                 piece -> {
-                  if (answer.append(piece).length() > 60) {
-                    throw new StoppedReading();
-                  }
+                  answer.append(piece);
+                  throw new StoppedReading();
                 }));
-    assertTrue(answer.length() > 60);
+    assertFalse(answer.isEmpty());
   }
 
   private static final class StoppedReading extends RuntimeException {

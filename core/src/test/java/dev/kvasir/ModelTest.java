@@ -7,14 +7,21 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvasir.bindings.generated.NativeApi;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
 class ModelTest {
+  @BeforeAll
+  static void startLibraries() {
+    assertFalse(Devices.list().isEmpty());
+  }
+
   @Test
   void saysWhatItIs() {
     Model model = TestModels.plain();
@@ -27,6 +34,15 @@ class ModelTest {
     assertTrue(model.parameterCount() > 130_000_000);
     assertTrue(model.sizeBytes() > 90_000_000 && model.sizeBytes() < 98_362_432);
     assertTrue(model.chatTemplate().orElseThrow().contains("<|im_start|>"));
+  }
+
+  @Test
+  void kvTypesAreThoseOfGgml() {
+    for (KvType type : KvType.values()) {
+      assertEquals(type.label(), NativeApi.ggml_type_name(type.ggmlType()).getString(0));
+      assertEquals(type.blockSize(), NativeApi.ggml_blck_size(type.ggmlType()), type.label());
+      assertEquals(type.blockBytes(), NativeApi.ggml_type_size(type.ggmlType()), type.label());
+    }
   }
 
   @Test
@@ -104,6 +120,7 @@ class ModelTest {
     assertThrows(ModelStateException.class, () -> model.tokenize("a", false, false));
     session.evaluate(TestModels.proseTokens(8));
     assertEquals(49_152, session.logits().length);
+    assertFalse(session.chat("Hello?").text().isEmpty());
     session.close();
     assertThrows(SessionStateException.class, session::logits);
   }

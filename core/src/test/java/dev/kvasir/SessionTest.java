@@ -510,6 +510,20 @@ class SessionTest {
   }
 
   @Test
+  void theTokenThatWaitedIsCountedOnce() {
+    // A large bonus per occurrence: what was seen most often is drawn.
+    Sampling mostFrequent = Sampling.greedy().withFrequencyPenalty(-1e6f).withPenaltyWindow(256);
+    try (Session session =
+        TestModels.plain()
+            .newSession(TestModels.options().withSampling(mostFrequent).withMaxTokens(1))) {
+      assertEquals(" cat", session.complete(" cat cat").text());
+      assertEquals(" cat", session.complete(" bird").text());
+      // four cats by now, two of them drawn and carried over into the next prompt
+      assertEquals(" dog", session.complete(" dog dog dog dog dog").text());
+    }
+  }
+
+  @Test
   void thePolicyOfAnUnmodifiedModelIsToKeepEverything() {
     InvalidOptionException refused =
         assertThrows(

@@ -13,7 +13,7 @@ public final class SyntheticModels {
   private static final int EMBEDDING = 128;
   private static final int HEADS = 4;
   private static final int KV_HEADS = 2;
-  private static final int HEAD_DIMENSION = 64;
+  static final int HEAD_DIMENSION = 64;
   private static final int FEED_FORWARD = 256;
 
   private final GgufWriter file = new GgufWriter();

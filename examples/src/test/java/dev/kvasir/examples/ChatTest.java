@@ -58,7 +58,9 @@ class ChatTest {
                 .formatted(file),
             "chat",
             "-n",
-            "2");
+            "2",
+            "--temp",
+            "0");
     assertEquals(0, run.exitCode(), run::err);
     assertEquals(1, run.out().lines().count(), run::out);
     assertTrue(run.err().contains("undecided"), run::err);
@@ -90,7 +92,8 @@ class ChatTest {
   @Test
   void anOverlongMessageDoesNotEndThePipe() {
     var run =
-        CommandLineRun.onModel("again and ".repeat(400) + "\nHi\n", "chat", "-c", "256", "-n", "2");
+        CommandLineRun.onModel(
+            "again and ".repeat(400) + "\nHi\n", "chat", "-c", "256", "-n", "2", "--temp", "0");
     assertEquals(1, run.exitCode());
     assertEquals(1, run.out().lines().count(), run::out);
     assertEquals(1, run.err().lines().count(), run::err);

@@ -70,24 +70,24 @@ public final class ChatTemplate {
    * is no marker.
    */
   public int[][] markers(Vocabulary vocabulary) {
+    List<ChatMessage> conversation = new ArrayList<>();
+    for (String role :
+        List.of(ChatMessage.SYSTEM, ChatMessage.USER, ChatMessage.ASSISTANT, ChatMessage.USER)) {
+      conversation.add(new ChatMessage(role, SENTINEL));
+    }
+    String text;
+    try {
+      // With a system message: without one some templates put in words of their own.
+      text = render(conversation, true);
+    } catch (UnsupportedModelException e) {
+      try {
+        text = render(conversation.subList(1, conversation.size()), true);
+      } catch (UnsupportedModelException noTemplate) {
+        return new int[0][];
+      }
+    }
     List<int[]> markers = new ArrayList<>();
-    ChatMessage user = new ChatMessage(ChatMessage.USER, SENTINEL);
-    ChatMessage assistant = new ChatMessage(ChatMessage.ASSISTANT, SENTINEL);
-    String plain;
-    try {
-      plain = render(List.of(user, assistant, user), true);
-    } catch (UnsupportedModelException e) {
-      return new int[0][];
-    }
-    addMarkers(plain, vocabulary, markers);
-    try {
-      addMarkers(
-          render(List.of(new ChatMessage(ChatMessage.SYSTEM, SENTINEL), user), true),
-          vocabulary,
-          markers);
-    } catch (UnsupportedModelException e) {
-      // some templates have no system role, and then no marker for it
-    }
+    addMarkers(text, vocabulary, markers);
     return markers.toArray(int[][]::new);
   }
 
