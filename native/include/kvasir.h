@@ -116,6 +116,7 @@ struct kvasir_layer_info {
     int64_t slot_bytes;   // K and V bytes of one slot of one KV head
     const char * device;  // the ggml device that holds the layer and its rows
     int32_t attention;    // enum kvasir_attention: the path that the layer has there
+    int32_t scores_at_hand; // 1: a head's scores in its view are always up to date; 0: only after kvasir_cache_scores
 };
 
 // What the store holds for one (layer, stream, KV head). The arrays have n_cells entries, the first *n_slots of which are

@@ -235,7 +235,7 @@ kvasir_status kvasir_cache_layer(const kvasir_cache * cache, int32_t index, kvas
         const layer & l = checked_layer(cache, index);
         require(info != nullptr, "info is NULL");
         *info = {l.il, l.n_stream, l.n_cells, l.n_head, l.n_head_kv, l.k.format.dim, l.v.format.dim, l.k.format.type, l.v.format.type, l.swa ? 1 : 0,
-                 (int64_t) l.slot_bytes(), l.device->iface.get_name(l.device), l.attention};
+                 (int64_t) l.slot_bytes(), l.device->iface.get_name(l.device), l.attention, l.rows->accumulates() ? 0 : 1};
     });
 }
 

@@ -238,12 +238,12 @@ void layer::start_sums(const statistic & stat) {
 void layer::read_sums(int index, const statistic & stat, bool recent, float * to) const {
     const head_store & h       = heads[(size_t) index];
     const int32_t      buckets = stat.rows * (stat.n_bounds + 1), first = recent ? buckets : 0, count = recent ? stat.rows : buckets;
+    if (!sums_on_host_) {
+        rows->read_sums(index, first, count, h.n, to);
+        return;
+    }
     for (int32_t c = 0; c < count; c++, to += h.n) {
-        if (sums_on_host_) {
-            memcpy(to, sums(index, first + c), (size_t) h.n * sizeof(float));
-        } else {
-            rows->read_sums(index, first + c, h.n, to);
-        }
+        memcpy(to, sums(index, first + c), (size_t) h.n * sizeof(float));
     }
 }
 

@@ -512,16 +512,18 @@ void cuda_rows::reset_sums(int head, int32_t slot) {
     clear_sums(head, slot, 1);
 }
 
-void cuda_rows::read_sums(int head, int32_t column, int32_t n, float * sums) {
+void cuda_rows::read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {
     if (n == 0) {
         return;
     }
     current_context current(store_->device_.primary());
     store_->run_queued();
     const int32_t in_buckets = columns_.rows * (columns_.n_bounds + 1);
-    const float * from = column < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + column) * (size_t) columns_.capacity
-                                             : columns_.recent + ((size_t) head * columns_.rows + column - in_buckets) * (size_t) columns_.capacity;
-    check(cu().cuMemcpyDtoHAsync(sums, (device_ptr) from, (size_t) n * sizeof(float), store_->queue_), "reading the statistic");
+    for (int32_t c = first; c < first + count; c++, sums += n) {
+        const float * from = c < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + c) * (size_t) columns_.capacity
+                                            : columns_.recent + ((size_t) head * columns_.rows + c - in_buckets) * (size_t) columns_.capacity;
+        check(cu().cuMemcpyDtoHAsync(sums, (device_ptr) from, (size_t) n * sizeof(float), store_->queue_), "reading the statistic");
+    }
     store_->synchronize();
 }
 

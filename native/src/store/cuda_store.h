@@ -132,8 +132,9 @@ public:
 
     bool   start_sums(const statistic & stat) override;
     void   reset_sums(int head, int32_t slot) override;
-    void   read_sums(int head, int32_t column, int32_t n, float * sums) override;
+    void   read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) override;
     void   stop_sums() override;
+    bool   accumulates() const override { return true; }
     bool   read_scores(int head, int32_t n, float * scores) override;
     bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
 

@@ -36,8 +36,9 @@ public:
     // What a device accumulates by itself. false: the layer does it, on the host.
     virtual bool start_sums(const statistic & stat) { return false; }
     virtual void reset_sums(int head, int32_t slot) {}                          // the slot has been given to another token
-    virtual void read_sums(int head, int32_t column, int32_t n, float * sums) {} // [rows][n_bounds + 1], then recent's [rows]
+    virtual void read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {} // columns [rows][n_bounds + 1], then recent's [rows]
     virtual void stop_sums() {}                                                 // the totals become the scores
+    virtual bool accumulates() const { return false; }                          // that it does, sums and scores
     virtual bool read_scores(int head, int32_t n, float * scores) { return false; }
     virtual bool value_norms(int head, int32_t first, int32_t n, float * norms) { return false; }
 

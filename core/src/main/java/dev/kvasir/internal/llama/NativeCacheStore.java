@@ -27,6 +27,7 @@ final class NativeCacheStore implements CacheStore {
   private final Arena arena;
   private final LayerShape[] shapes;
   private final LayerPlace[] places;
+  private final boolean[] scoresAtHand;
   private final HeadView[][] heads;
   private final MemorySegment scratch;
   private MemorySegment evictions;
@@ -47,6 +48,7 @@ final class NativeCacheStore implements CacheStore {
     int layers = NativeApi.kvasir_cache_n_layers(cache);
     shapes = new LayerShape[layers];
     places = new LayerPlace[layers];
+    scoresAtHand = new boolean[layers];
     heads = new HeadView[layers][];
     int mostCells = 1;
     int allHeads = 0;
@@ -73,6 +75,7 @@ final class NativeCacheStore implements CacheStore {
                 shapes[layer].layer(),
                 device.name(),
                 attention == Attention.PORTABLE ? "portable" : device.attentionPath());
+        scoresAtHand[layer] = kvasir_layer_info.scores_at_hand(info) != 0;
         mostCells = Math.max(mostCells, cells);
         allHeads += kvHeads;
         heads[layer] = new HeadView[kvHeads];
@@ -131,6 +134,11 @@ final class NativeCacheStore implements CacheStore {
   }
 
   @Override
+  public boolean scoresAtHand(int layer) {
+    return scoresAtHand[layer];
+  }
+
+  @Override
   public float score(int layer, int head, int slot) {
     return heads[layer][head].score.getAtIndex(ValueLayout.JAVA_FLOAT, slot);
   }
@@ -152,6 +160,9 @@ final class NativeCacheStore implements CacheStore {
 
   @Override
   public void readScores(int layer, int head, float[] into, int count) {
+    if (!scoresAtHand[layer]) {
+      check(NativeApi.kvasir_cache_scores(cache, layer, stream, head), "read a head's scores");
+    }
     MemorySegment.copy(heads[layer][head].score, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
   }
 

@@ -32,8 +32,14 @@ public interface CacheStore {
   int cell(int layer, int head, int slot);
 
   /**
+   * Whether scores and norms of single slots can be read at every step. A GPU keeps them in its own
+   * memory: there they are read for all slots of a head at once, now and then.
+   */
+  boolean scoresAtHand(int layer);
+
+  /**
    * Attention that the token in a slot received since tracking began, averaged over the query
-   * group.
+   * group. Where scores are not at hand: as of the last {@link #readScores}.
    */
   float score(int layer, int head, int slot);
 

@@ -73,6 +73,7 @@ final class HeadPolicy {
   private final int head;
   private final int capacity; // cells of the layer
   private final boolean sliding;
+  private final boolean scoresAtHand;
   private final byte pinned;
   private final int window;
   private final double phase;
@@ -114,6 +115,7 @@ final class HeadPolicy {
     this.head = head;
     this.capacity = store.shape(layer).cells();
     this.sliding = store.shape(layer).sliding();
+    this.scoresAtHand = store.scoresAtHand(layer);
     this.pinned = pinned;
     this.window = Math.max(window, common.grace());
     this.phase = phase;
@@ -230,12 +232,15 @@ final class HeadPolicy {
   }
 
   private void becomeFrequent(int position, int slot) {
+    frequentHeld++;
+    if (!scoresAtHand) {
+      return; // it is ranked with the others, the next time
+    }
     if (weighted()) {
       ensureNorms(slot + 1);
       store.valueNorms(layer, head, slot, 1, scratch.norm);
       norm[slot] = scratch.norm[0];
     }
-    frequentHeld++;
     insert(rank(slot, position, store.score(layer, head, slot)));
   }
 
@@ -297,6 +302,10 @@ final class HeadPolicy {
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
     store.readScores(layer, head, scratch.score, slots);
+    if (!scoresAtHand && weighted()) {
+      ensureNorms(slots);
+      store.valueNorms(layer, head, 0, slots, norm);
+    }
     batch = batch(slots);
     if (first) {
       batch = Math.max(1, (int) (phase * batch));

@@ -92,6 +92,11 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
+  public boolean scoresAtHand(int layer) {
+    return true;
+  }
+
+  @Override
   public float score(int layer, int head, int slot) {
     return score[layer * heads + head][slot];
   }

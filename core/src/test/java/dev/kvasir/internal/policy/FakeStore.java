@@ -216,6 +216,11 @@ class FakeStore implements CacheStore {
   }
 
   @Override
+  public boolean scoresAtHand(int layer) {
+    return true;
+  }
+
+  @Override
   public float score(int layer, int head, int slot) {
     return (float) heads[layer][head].slots.get(slot).score;
   }
