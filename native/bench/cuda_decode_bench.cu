@@ -128,7 +128,7 @@ int main(int argc, char ** argv) {
         const int32_t stride = c.slots / PAGE_SLOTS + 1;
         device_array<float> q(std::vector<float>((size_t) (n_head * c.dim), 0.1f)), rows(std::vector<float>((size_t) (heads * c.dim), 0.1f)), out((size_t) (n_head * c.dim));
         device_array<char> exchange(decode_exchange_bytes(shape, c.dim));
-        device_array<uint32_t> epoch(1);
+        device_array<uint32_t> epoch(2);
         device_array<decode_token> token(1);
         std::vector<device_array<int32_t>> tables, counts, slots;
         std::vector<device_array<decode_segment>> segments;
@@ -169,6 +169,9 @@ int main(int argc, char ** argv) {
             layer.n_stream = 1;
             layer.n_pass = shape.n_pass;
             layer.n_column = layer.group = c.group;
+            layer.slot = slots.back().data();
+            layer.token = token.data();
+            layer.n_append = 1;
             layer.segments = segments.back().data();
             layers.push_back(layer);
             decode_params p{};
@@ -183,6 +186,7 @@ int main(int argc, char ** argv) {
             p.slot = slots.back().data();
             p.token = token.data();
             p.n_append = 1;
+            p.group = c.group;
             p.n_pass = shape.n_pass;
             p.stages = shape.stages;
             p.ring = shape.ring;
@@ -203,7 +207,7 @@ int main(int argc, char ** argv) {
             CUDA(cudaGraphInstantiate(&exec, graph, 0));
             return exec;
         };
-        const auto run_plan = [&] { library.launch("plan", dim3(n_layer), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan, stream); };
+        const auto run_plan = [&] { library.launch("plan", dim3(n_layer, PLAN_CTAS), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan, stream); };
         const auto run_layers = [&](bool cooperative) {
             for (const decode_params & p : params) {
                 library.launch(shape.kernel, dim3(shape.grid), shape.block, shape.shared, p, stream, cooperative);

@@ -179,6 +179,9 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     layer.group = c.group;
     layer.open = c.mask ? d_open.data() : nullptr;
     layer.track = c.track ? d_track.data() : nullptr;
+    layer.slot = d_slot.data();
+    layer.token = d_token.data();
+    layer.n_append = rows;
     layer.segments = segments.data();
     layer.scores = d_scores.data();
     layer.lse = d_lse.data();
@@ -215,6 +218,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     p.slot = d_slot.data();
     p.token = d_token.data();
     p.n_append = rows;
+    p.group = c.group;
     p.n_pass = shape.n_pass;
     p.stages = shape.stages;
     p.ring = shape.ring;
@@ -226,7 +230,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
 
     const auto step = [&] {
         CUDA(cudaMemset(d_out.data(), 0xff, d_out.size() * 4));
-        library.launch("plan", dim3(1), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan);
+        library.launch("plan", dim3(1, PLAN_CTAS), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan);
         library.launch(shape.kernel, dim3(shape.grid), shape.block, shape.shared, p);
         CUDA(cudaDeviceSynchronize());
         return std::make_pair(d_out.get(), d_scores.get());
@@ -242,10 +246,16 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
         return {1, 1, "two runs differ"};
     }
     // only what was appended, and scores, may have changed
-    for (size_t at = 0; at < pages.size(); at++) {
+    size_t wrong = 0, first_wrong = 0;
+    for (size_t at = pages.size(); at-- > 0;) {
         if (at % format.bytes < format.score && pages[at] != pool[at]) {
-            return {1, 1, "byte " + std::to_string(at % format.bytes) + " of page " + std::to_string(at / format.bytes) + " is wrong"};
+            wrong++;
+            first_wrong = at;
         }
+    }
+    if (wrong) {
+        return {1, 1, std::to_string(wrong) + " bytes of the pages are wrong, the first is byte " + std::to_string(first_wrong % format.bytes) + " of page " +
+                          std::to_string(first_wrong / format.bytes) + ": " + std::to_string(pages[first_wrong]) + ", not " + std::to_string(pool[first_wrong])};
     }
 
     std::vector<double> square_error((size_t) heads), square((size_t) heads), worst_score((size_t) heads);
@@ -347,7 +357,7 @@ int main(int argc, char ** argv) {
     cudaDeviceProp device;
     CUDA(cudaGetDeviceProperties(&device, 0));
     kernel_library library(argv[1]);
-    device_array<uint32_t> epoch(1);
+    device_array<uint32_t> epoch(2);
 
     int32_t failed = 0, count = 0;
     double worst = 0, worst_score = 0;
@@ -430,8 +440,8 @@ int main(int argc, char ** argv) {
         check(c);
         c = {}; // epochs begin again
         c.lengths = ragged;
-        for (uint32_t at = 0xfffffffd; at != 3; at++) {
-            epoch.set({at});
+        for (uint32_t at = 0xfffefffc; at != 0xffff0004; at++) {
+            epoch.set({at, 0});
             check(c);
         }
     }

@@ -57,7 +57,7 @@ template <class P> void start(const launch & l, const P & params) {
         printf("there is no kernel %s\n", l.kernel ? l.kernel : "for this shape");
         exit(2);
     }
-    if (l.shared > 48 * 1024) {
+    if (l.shared > 40 * 1024) {
         CHECK(cudaFuncSetAttribute(kernel->second, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) l.shared));
     }
     P copy = params;
@@ -139,7 +139,7 @@ struct device_store {
 inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) { return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
 
 struct error_sum {
-    double error = 0, reference = 0, worst = 0;
+    double error = 0, reference = 0, worst = 0, got = 0, want = 0; // got, want: where it is worst
     void add(double x, double y) {
         if (x == y) { // infinities, too
             reference += std::isinf(x) ? 0 : y * y;
@@ -148,7 +148,11 @@ struct error_sum {
         const double d = std::isfinite(x) ? x - y : 1e30;
         error += d * d;
         reference += y * y;
-        worst = std::max(worst, std::fabs(d));
+        if (std::fabs(d) > worst) {
+            worst = std::fabs(d);
+            got   = x;
+            want  = y;
+        }
     }
     double nmse() const { return error == 0 ? 0 : error / std::max(reference, 1e-30); }
 };

@@ -36,7 +36,7 @@ double worst_nmse = 0, worst_statistic = 0;
 
 double half_value(uint16_t h) { return (double) __half2float(__ushort_as_half(h)); }
 
-void run_case(const test_case & c, uint32_t seed, int32_t n_sm) {
+void run_case(const test_case & c, uint32_t seed, device_limits limits) {
     std::mt19937 random(seed);
     const int32_t n_head_kv = (int32_t) c.lengths.size(), n_head = n_head_kv * c.group, heads = n_head_kv * c.n_stream, T = c.n_tokens, D = c.dim;
     std::vector<int32_t> lengths;
@@ -144,10 +144,11 @@ void run_case(const test_case & c, uint32_t seed, int32_t n_sm) {
     p.out = out.data;
     p.out_head_bytes = D * 4, p.out_token_bytes = (int64_t) n_head * D * 4, p.out_stream_bytes = (int64_t) T * n_head * D * 4;
     p.lse = lse.data;
-    device_array<char> partial(prefill_workspace_bytes(a, n_sm)), views(masked ? mask_view_bytes(a.mask, T) : 0);
+    device_array<char> partial(prefill_workspace_bytes(a, limits)), views(masked ? mask_view_bytes(a.mask, T) : 0);
     device_array<int32_t> arrived((size_t) prefill_tiles(a));
     p.partial = (float *) partial.data;
     p.arrived = arrived.data;
+    p.stages  = prefill_stages(a, limits);
     if (c.mask == MASK) {
         mask_views_params m{a.mask, (uint8_t *) views.data, T};
         start(mask_views_launch(a.mask, T), m);
@@ -179,9 +180,9 @@ void run_case(const test_case & c, uint32_t seed, int32_t n_sm) {
     st.track = d_track.data;
 
     const auto compute = [&] {
-        start(prefill_launch(a, n_sm), p);
+        start(prefill_launch(a, limits), p);
         start(statistic_queries_launch(a), st);
-        start(statistic_launch(a, n_sm), st);
+        start(statistic_launch(a, limits.n_sm), st);
         CHECK(cudaDeviceSynchronize());
     };
     compute();
@@ -303,6 +304,13 @@ void run_case(const test_case & c, uint32_t seed, int32_t n_sm) {
         lse_worst = std::max(lse_worst, lse_errors[(size_t) h].worst);
         statistic = std::max(statistic, std::max(sums[(size_t) h].nmse(), total_errors[(size_t) h].nmse()));
     }
+    for (int32_t h = 0; h < heads; h++) {
+        for (const auto & e : {errors[(size_t) h], sums[(size_t) h], total_errors[(size_t) h]}) {
+            if (e.nmse() > tolerance_statistic) {
+                printf("head %d of %d slots: NMSE %.2e, worst %g instead of %g\n", h, lengths[(size_t) h], e.nmse(), e.got, e.want);
+            }
+        }
+    }
     const bool ok = same && clean && nmse <= tolerance && lse_worst <= tolerance_lse && statistic <= tolerance_statistic;
     static const char * const masks[] = {"none", "causal", "mask", "mask without views"};
     static const char * const types[] = {"f16", "q8_0"};
@@ -326,8 +334,9 @@ int main(int argc, char ** argv) {
     KERNEL(statistic_64) KERNEL(statistic_80) KERNEL(statistic_96) KERNEL(statistic_128) KERNEL(statistic_256) KERNEL(statistic_queries) KERNEL(statistic_totals)
     cudaDeviceProp device;
     CHECK(cudaGetDeviceProperties(&device, 0));
-    const int32_t n_sm = device.multiProcessorCount;
+    const device_limits limits{device.multiProcessorCount, (uint32_t) device.sharedMemPerMultiprocessor};
 
+    const device_limits few{3, 100 * 1024}; // of a smaller device: one stage, fewer pieces
     uint32_t s = seed * 1000;
     // every shape, plain causal; then every feature
     for (int32_t dim : {64, 80, 96, 128, 256}) {
@@ -339,7 +348,7 @@ int main(int argc, char ** argv) {
                     }
                     test_case c{dim, types & 1, types >> 1, group, tokens};
                     c.per_query_head = (tokens + group) % 2;
-                    run_case(c, s++, tokens == 17 ? 3 : n_sm);
+                    run_case(c, s++, tokens == 17 ? few : limits);
                 }
             }
         }
@@ -361,7 +370,7 @@ int main(int argc, char ** argv) {
             c.mask_n_head    = i == 10 || i == 13 ? (int32_t) c.lengths.size() * c.group : 1;
             c.n_bounds       = i == 5 ? 0 : i == 6 ? 1 : 9;
             c.recent         = i == 7 ? 0 : 40;
-            run_case(c, s++, i == 4 ? 7 : n_sm);
+            run_case(c, s++, i % 5 == 4 ? few : limits);
         }
     }
     printf("%s: %d of %d cases failed; worst NMSE %.2e, statistic %.2e\n", device.name, failures, cases, worst_nmse, worst_statistic);

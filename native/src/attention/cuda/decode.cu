@@ -14,7 +14,7 @@ namespace {
 constexpr int   BLOCKS_PER_PAGE = PAGE_SLOTS / BLOCK_SLOTS;
 constexpr float HEADROOM = 8.0f; // weights are relative to 2^-8 of the largest: small ones stay normal in f16
 
-enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, OPEN, TRACK, PAGE }; // of a decode_segment
+enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, OPEN, TRACK, ROW, ROW_SLOT, ROW_PAGE, ROW_CELL, ROW_POS, PAGE }; // of a decode_segment
 static_assert(PAGE + SEGMENT_PAGES == 32, "one lane per word");
 
 // ---- copies into shared memory ----
@@ -113,7 +113,7 @@ struct sum { // weights relative to 2^max: their sum, and their sum with two ele
     float max, weight, x, y;
 };
 
-__device__ __forceinline__ float weight_of(float max, float base) { return max == -INFINITY ? 0.0f : exp2f(max - base); }
+__device__ __forceinline__ float weight_of(float max, float base) { return max == -INFINITY ? 0.0f : exp2_fast(max - base); }
 
 __device__ __forceinline__ sum join(const sum & a, const sum & b) {
     const float m = fmaxf(a.max, b.max), fa = weight_of(a.max, m), fb = weight_of(b.max, m);
@@ -178,17 +178,14 @@ struct column_info { // of a query row
     float        slope;
 };
 
-// An appended row, f32, into a block: `lane`'s elements are those at lane, lane + 32, ...; to: the stage and the page
+// A row to append, into slot `slot` of a block: in its stage and in its page
 template <int TYPE, int D, bool TRANSPOSED>
-__device__ __forceinline__ void put_row(const char * row, int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) {
-    constexpr int STRIDE = TRANSPOSED ? BLOCK_SLOTS : 1;
-    const int at = TRANSPOSED ? slot : slot * D;
-#pragma unroll
+__device__ __forceinline__ void put_row(const float * row, int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) {
+#pragma unroll 1
     for (int i = 0; i < (D + 31) / 32; i++) {
-        const int e = i * 32 + lane;
-        const bool is = D % 32 == 0 || e < D;
-        const float x = is ? ((const float *) row)[e] : 0.0f;
+        const int e = i * 32 + lane, at = TRANSPOSED ? e * BLOCK_SLOTS + slot : slot * D + e;
         if constexpr (TYPE == Q8_0) {
+            const float x = row[e];
             float top = fabsf(x);
 #pragma unroll
             for (int o = 1; o < 32; o *= 2) {
@@ -196,16 +193,16 @@ __device__ __forceinline__ void put_row(const char * row, int slot, char * stage
             }
             const float d = top / 127.0f;
             const int8_t q = (int8_t) roundf(x * (d != 0.0f ? 1.0f / d : 0.0f));
-            ((int8_t *) stage)[at + e * STRIDE] = q;
-            ((int8_t *) page)[at + e * STRIDE]  = q;
+            ((int8_t *) stage)[at] = q;
+            ((int8_t *) page)[at]  = q;
             if (lane == 0) {
                 ((__half *) stage_scale)[slot * (D / Q8_BLOCK) + i] = __float2half_rn(d);
                 ((__half *) page_scale)[slot * (D / Q8_BLOCK) + i]  = __float2half_rn(d);
             }
-        } else if (is) {
-            const __half h = __float2half_rn(x);
-            ((__half *) stage)[at + e * STRIDE] = h;
-            ((__half *) page)[at + e * STRIDE]  = h;
+        } else if (D % 32 == 0 || e < D) {
+            const __half h = __float2half_rn(row[e]);
+            ((__half *) stage)[at] = h;
+            ((__half *) page)[at]  = h;
         }
     }
 }
@@ -215,7 +212,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     constexpr int STEP = B::STEP, STEPS = D / (4 * STEP), PARTS = STEP / 4; // a row of K: STEPS reads of PARTS matrix products
     constexpr int MT = D / 16;                                             // row tiles of O^T
     constexpr int KT = D / 16;                                             // depth tiles of S^T
-    constexpr int ROW = D + DECODE_ROW_PAD;
+    constexpr int TILE_ROW = D + DECODE_ROW_PAD; // floats
 
     extern __shared__ __align__(128) char shared[];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, n_warp = blockDim.x >> 5, stages = p.stages;
@@ -224,10 +221,12 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     uint32_t word = ((const uint32_t *) (p.segments + blockIdx.x))[lane];
 
     const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16); // per stage: K, V
-    float * const tile_max = (float *) (shared + n_warp * stages * 16), * const tile_sum = tile_max + n_warp * 8;
-    column_info * const columns = (column_info *) (tile_sum + n_warp * 8);
-    uint2 * const queries = (uint2 *) (columns + NT * 8); // [depth tile][column tile][lane], wide only
-    float * const tile = (float *) (queries + (NT > 1 ? KT * NT * 32 : 0)); // [warp][8][ROW]
+    float * const rows = (float *) (shared + n_warp * stages * 16);            // [2][D] a row to append: K, V
+    float * const raw_queries = rows + 2 * D;                                  // [column][D], of the segment that comes next
+    uint2 * const queries = (uint2 *) (raw_queries + NT * 8 * D);              // [depth tile][column tile][lane], wide only
+    column_info * const columns = (column_info *) (queries + (NT > 1 ? KT * NT * 32 : 0));
+    float * const tile = (float *) (columns + NT * 8);                         // [warp][8][TILE_ROW]
+    float * const tile_max = tile + n_warp * 8 * TILE_ROW, * const tile_sum = tile_max + n_warp * 8;
     char * const ring = shared + p.ring + (size_t) (warp * stages) * B::BYTES;
     const uint32_t ring_address = shared_address(ring);
     if (lane < 2 * stages) {
@@ -239,9 +238,14 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     if (field(word, HEAD) < 0) {
         return;
     }
-    const int group = p.a.n_head / p.a.pages.n_head_kv, n_column = group * p.a.n_tokens;
+    const int group = p.group, n_column = group * p.a.n_tokens;
     const bool masked = p.a.mask.data && !field(word, OPEN);
     const auto segment_of = [&](int32_t head) { return (const uint32_t *) (p.segments + gridDim.x + head) + lane; };
+
+    // divisions that are hardly ever needed
+    const auto head_of_entry = [&](int32_t entry) { return p.n_pass == 1 ? entry : entry / p.n_pass; };
+    const auto stream_of = [&](int32_t head) { return p.a.n_stream == 1 ? 0 : head / p.a.pages.n_head_kv; };
+    const auto token_in = [&](int32_t column) { return p.a.n_tokens == 1 ? 0 : column / group; };
 
     // -- what is to be read next: this warp's blocks of all segments of the CTA, up to `stages` blocks ahead of the arithmetic
     const copier copies(lane);
@@ -257,7 +261,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         next_first = field(next_word, BEGIN);
         next_block = next_first + warp;
         next_end   = field(next_word, END);
-        next_table = p.a.pages.table + (size_t) (head / p.n_pass) * (size_t) p.a.pages.table_stride;
+        next_table = p.a.pages.table + (size_t) head_of_entry(head) * (size_t) p.a.pages.table_stride;
         if (field(next_word, MORE) > 0) {
             after_word = *segment_of(head + 1);
         }
@@ -305,6 +309,31 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         }
         copies.end(barrier);
     };
+
+    // -- queries and rows to append: asked for a segment ahead, as every load waits behind the blocks that are on their way
+    const auto request_queries = [&](int32_t entry) {
+        const int32_t head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
+        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column);
+        const uint32_t to = shared_address(raw_queries);
+        for (int i = threadIdx.x; i < n_here * (D / 4); i += (int) blockDim.x) {
+            const int32_t column = first_column + i / (D / 4), token = token_in(column), query_head = head_kv * group + column - token * group;
+            copy_16(to + (uint32_t) i * 16, p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + stream * p.a.q_stream_bytes + i % (D / 4) * 16);
+        }
+        copy_commit();
+    };
+    const auto request_row = [&](uint32_t of) { // by the warp that will want it
+        const int32_t row = field(of, ROW);
+        if (row >= 0 && (field(of, ROW_SLOT) / BLOCK_SLOTS - field(of, BEGIN)) % n_warp == warp) {
+            const int32_t head = head_of_entry(field(of, HEAD)), head_kv = head - stream_of(head) * p.a.pages.n_head_kv;
+            for (int i = lane; i < 2 * (D / 4); i += 32) {
+                const char * at = i < D / 4 ? p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes : p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes;
+                copy_16(shared_address(rows) + (uint32_t) i * 16, at + i % (D / 4) * 16);
+            }
+        }
+        copy_commit();
+    };
+    request_queries(field(word, HEAD));
+    request_row(word);
     for (int i = 0; i < stages; i++) {
         fetch_next();
         if (!from) {
@@ -319,26 +348,24 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     int stage = 0;
     uint32_t parity = 0;
     for (;;) {
-        const int32_t entry = field(word, HEAD), head = entry / p.n_pass, stream = head / p.a.pages.n_head_kv, head_kv = head % p.a.pages.n_head_kv;
-        const int32_t first_column = entry % p.n_pass * (NT * 8), n_here = min(NT * 8, n_column - first_column), n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
+        const int32_t entry = field(word, HEAD), head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
+        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column), n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
         const int32_t begin = field(word, BEGIN), end = field(word, END), slots = field(word, SLOTS), more = field(word, MORE);
         const int32_t track = field(word, TRACK), n_part = field(word, N_PART);
         uint32_t following = 0;
         if (more > 0) {
             following = *segment_of(entry + 1);
         }
-        const auto head_of = [&](int32_t column) { return head_kv * group + (first_column + column) % group; };
-        const auto token_of = [&](int32_t column) { return (first_column + column) / group; };
+        const auto token_of = [&](int32_t column) { return token_in(first_column + column); };
+        const auto head_of = [&](int32_t column) { return head_kv * group + first_column + column - token_of(column) * group; };
 
         // -- queries, as f16 in units of log2
+        copy_wait<1>();
+        __syncthreads();
         const float scale = query_scale(p.a);
         const auto query = [&](int32_t column, int32_t k, int32_t lane_t) { // 4 elements: a lane's share of depth tile k
-            float4 x = make_float4(0, 0, 0, 0);
-            if (column < n_here) {
-                const int32_t d = k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4;
-                x = *(const float4 *) (p.a.q + token_of(column) * p.a.q_token_bytes + head_of(column) * p.a.q_head_bytes + stream * p.a.q_stream_bytes + d * 4);
-            }
-            return make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale));
+            const float4 x = *(const float4 *) (raw_queries + column * D + k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4);
+            return column < n_here ? make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale)) : make_uint2(0, 0);
         };
         uint2 q[NT == 1 ? KT : 1];
         if constexpr (NT == 1) {
@@ -355,23 +382,31 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             columns[threadIdx.x] = {(const char *) mask_row(p.a.mask, stream, head_of((int) threadIdx.x), token_of((int) threadIdx.x)),
                                     mask_slope(p.a, head_of((int) threadIdx.x))};
         }
+        if (NT > 1 || masked || more > 0) {
+            __syncthreads();
+        }
+        if (more > 0) {
+            request_queries(entry + 1);
+        }
 
         // -- the blocks that rows are appended to
+        const int32_t row = field(word, ROW), row_slot = field(word, ROW_SLOT);
         int32_t append_first = 0x7fffffff, append_last = -1;
         const auto appended = [&](int32_t i) { // the slot of row i, if it is this head's
             return i < p.n_append && p.token[i].stream == stream ? p.slot[i * p.a.pages.n_head_kv + head_kv] : -1;
         };
-        for (int32_t i = lane; i < p.n_append; i += 32) {
-            const int32_t s = appended(i);
-            if (s >= 0) {
-                append_first = min(append_first, s / BLOCK_SLOTS);
-                append_last  = max(append_last, s / BLOCK_SLOTS);
+        if (row >= 0) {
+            append_first = append_last = row_slot / BLOCK_SLOTS;
+        } else if (row == -2) {
+            for (int32_t i = lane; i < p.n_append; i += 32) {
+                const int32_t s = appended(i);
+                if (s >= 0) {
+                    append_first = min(append_first, s / BLOCK_SLOTS);
+                    append_last  = max(append_last, s / BLOCK_SLOTS);
+                }
             }
-        }
-        append_first = __reduce_min_sync(~0u, append_first);
-        append_last  = __reduce_max_sync(~0u, append_last);
-        if (NT > 1 || masked) {
-            __syncthreads();
+            append_first = __reduce_min_sync(~0u, append_first);
+            append_last  = __reduce_max_sync(~0u, append_last);
         }
 
         float acc[NT][MT][4], top[NT][2], weight[NT][2];
@@ -388,14 +423,21 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         for (int32_t b = begin + warp; b < end; b += n_warp) {
             char * const block = ring + stage * B::BYTES;
             const bool append = b >= append_first && b <= append_last;
-            // f(row, slot in block, page) for the rows to append to this block
-            const auto for_appended = [&](auto f_row) {
-                char * const page = p.a.pages.pool + (size_t) p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE] * f.bytes;
-                for (int32_t i = 0; i < p.n_append; i += 32) {
-                    const int32_t s = appended(i + lane);
-                    for (uint32_t set = __ballot_sync(~0u, s >= 0 && s / BLOCK_SLOTS == b); set; set &= set - 1) {
-                        const int from_lane = __ffs((int) set) - 1;
-                        f_row(i + from_lane, __shfl_sync(~0u, s, from_lane) % BLOCK_SLOTS, page);
+            // put(slot in block, page, K row, V row, cell, pos) for each row to append to this block
+            const auto for_appended = [&](auto put) {
+                if (row >= 0) {
+                    copy_wait<0>();
+                    __syncwarp();
+                    put(row_slot % BLOCK_SLOTS, field(word, ROW_PAGE), rows, rows + D, field(word, ROW_CELL), field(word, ROW_POS));
+                } else {
+                    const int32_t page = p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE];
+                    for (int32_t i = 0; i < p.n_append; i += 32) {
+                        const int32_t s = appended(i + lane);
+                        for (uint32_t set = __ballot_sync(~0u, s >= 0 && s / BLOCK_SLOTS == b); set; set &= set - 1) {
+                            const int of = __ffs((int) set) - 1, r = i + of;
+                            put(__shfl_sync(~0u, s, of) % BLOCK_SLOTS, page, (const float *) (p.k + r * p.k_token_bytes + head_kv * p.k_head_bytes),
+                                (const float *) (p.v + r * p.v_token_bytes + head_kv * p.v_head_bytes), p.token[r].cell, p.token[r].pos);
+                        }
                     }
                 }
                 written_by_hand();
@@ -404,15 +446,14 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 
             barrier_wait(barriers + (uint32_t) stage * 16, parity);
             if (append) {
-                for_appended([&](int32_t row, int32_t slot, char * page) {
-                    put_row<TK, D, false>(p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes, slot, block, block + B::AT_K_SCALE,
-                                          page + in_page * B::K, page + f.k_scale + in_page * B::K_SCALE, lane);
+                for_appended([&](int32_t slot, int32_t page_number, const float * k_row, const float *, int32_t new_cell, int32_t new_pos) {
+                    char * const page = p.a.pages.pool + (size_t) page_number * f.bytes;
+                    put_row<TK, D, false>(k_row, slot, block, block + B::AT_K_SCALE, page + in_page * B::K, page + f.k_scale + in_page * B::K_SCALE, lane);
                     if (lane == 0) {
-                        const decode_token token = p.token[row];
                         const int32_t at = in_page * BLOCK_SLOTS + slot;
-                        ((int32_t *) (block + B::AT_CELL))[slot] = token.cell;
-                        ((int32_t *) (page + f.cell))[at] = token.cell;
-                        ((int32_t *) (page + f.pos))[at]  = token.pos;
+                        ((int32_t *) (block + B::AT_CELL))[slot] = new_cell;
+                        ((int32_t *) (page + f.cell))[at] = new_cell;
+                        ((int32_t *) (page + f.pos))[at]  = new_pos;
                         ((float *) (page + f.score))[at]  = 0.0f;
                     }
                 });
@@ -541,9 +582,9 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             barrier_wait(barriers + (uint32_t) stage * 16 + 8, parity);
             char * const v = block + B::AT_V;
             if (append) {
-                for_appended([&](int32_t row, int32_t slot, char * page) {
-                    put_row<TV, D, true>(p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes, slot, v, block + B::AT_V_SCALE,
-                                         page + f.v + in_page * B::V, page + f.v_scale + in_page * B::V_SCALE, lane);
+                for_appended([&](int32_t slot, int32_t page_number, const float *, const float * v_row, int32_t, int32_t) {
+                    char * const page = p.a.pages.pool + (size_t) page_number * f.bytes;
+                    put_row<TV, D, true>(v_row, slot, v, block + B::AT_V_SCALE, page + f.v + in_page * B::V, page + f.v_scale + in_page * B::V_SCALE, lane);
                 });
             }
             if constexpr (TV == Q8_0) {
@@ -634,7 +675,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 if (n * 8 + 2 * t + c < n_here) {
-                    float * to = tile + (warp * 8 + 2 * t + c) * ROW + g;
+                    float * to = tile + (warp * 8 + 2 * t + c) * TILE_ROW + g;
 #pragma unroll
                     for (int i = 0; i < MT; i++) {
                         to[16 * i] = acc[n][i][c];
@@ -643,6 +684,9 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                 }
             }
             __syncthreads();
+            if (n == 0 && more > 0) { // nobody wants this segment's row any more
+                request_row(following);
+            }
             for (int i = threadIdx.x; i < min(8, n_here - n * 8) * (D / 2); i += (int) blockDim.x) {
                 const int column = i / (D / 2), d = i % (D / 2) * 2, busy = min(n_warp, end - begin);
                 sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
@@ -651,7 +695,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                 }
                 for (int o = 0; o < busy; o++) {
                     const float by = weight_of(tile_max[o * 8 + column], x.max);
-                    const float2 y = *(const float2 *) (tile + (o * 8 + column) * ROW + d);
+                    const float2 y = *(const float2 *) (tile + (o * 8 + column) * TILE_ROW + d);
                     x.weight += by * tile_sum[o * 8 + column];
                     x.x += by * y.x;
                     x.y += by * y.y;
@@ -683,8 +727,8 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             continue;
         }
         constexpr int LANES = 8, AT_ONCE = 4; // lanes per pair of elements, parts that a lane looks at at once
-        const int32_t entry = field(of, HEAD), head = entry / p.n_pass, stream = head / p.a.pages.n_head_kv, head_kv = head % p.a.pages.n_head_kv;
-        const int32_t first_column = entry % p.n_pass * (NT * 8), n_here = min(NT * 8, n_column - first_column), part = field(of, PART), track = field(of, TRACK);
+        const int32_t entry = field(of, HEAD), head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
+        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column), part = field(of, PART), track = field(of, TRACK);
         const int32_t place = field(of, EXCHANGE), pairs = n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
         const uint32_t epoch = (uint32_t) field(of, EPOCH);
         for (int32_t i0 = begin; i0 < end; i0 += (int32_t) blockDim.x / LANES) {
@@ -723,7 +767,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                 x = join(x, sum{__shfl_xor_sync(~0u, x.max, o), __shfl_xor_sync(~0u, x.weight, o), __shfl_xor_sync(~0u, x.x, o), __shfl_xor_sync(~0u, x.y, o)});
             }
             if (i < end && threadIdx.x % LANES == 0) {
-                const int32_t query_head = head_kv * group + (first_column + column) % group, token = (first_column + column) / group;
+                const int32_t token = token_in(first_column + column), query_head = head_kv * group + first_column + column - token * group;
                 if (p.a.sinks) {
                     x = join(x, sum{p.a.sinks[query_head] * LOG2_E, 1.0f, 0.0f, 0.0f});
                 }
@@ -739,6 +783,8 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 }
 
 // ---- the plan ----
+
+constexpr uint32_t EPOCH_LIMIT = 0xffff0000u;
 
 // Heads laid one after another, each as long as its blocks and `head_blocks` before them; equal pieces of that.
 struct cut { // the first block of a piece
@@ -794,12 +840,11 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
     const decode_layer layer = p.layers[blockIdx.x];
     const int32_t n_head = layer.n_stream * layer.pages.n_head_kv * layer.n_pass;
 
+    // Every layer has an epoch of its own; the last CTA to leave moves on to the next ones. Long before they repeat, the exchange is cleared.
     if (threadIdx.x == 0) {
-        epoch = atomicAdd(p.epoch, 1u) + 1;
-        clear = epoch == 0;
-        if (clear) {
-            epoch = atomicAdd(p.epoch, 1u) + 1;
-        }
+        const uint32_t base = *(volatile uint32_t *) p.epoch;
+        clear = base >= EPOCH_LIMIT;
+        epoch = (clear ? 0 : base) + blockIdx.x + 1;
     }
 
     const int32_t each = (n_head + (int32_t) PLAN_THREADS - 1) / (int32_t) PLAN_THREADS, first = min(n_head, (int32_t) threadIdx.x * each), last = min(n_head, first + each);
@@ -821,6 +866,10 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
         for (uint64_t i = threadIdx.x; i < p.exchange_bytes / 16; i += PLAN_THREADS) {
             ((uint4 *) p.exchange)[i] = make_uint4(0, 0, 0, 0);
         }
+    }
+    if (threadIdx.x == 0 && atomicAdd(p.epoch + 1, 1u) + 1 == gridDim.x * gridDim.y) {
+        p.epoch[0] = (clear ? 0 : p.epoch[0]) + gridDim.x;
+        p.epoch[1] = 0;
     }
 
     const int32_t total = start[n_head], n_piece = max(1, min(p.n_cta, max(n_head, total / (p.min_blocks + p.head_blocks))));
@@ -844,7 +893,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
     __syncthreads();
 
     const int lane = threadIdx.x & 31;
-    for (int32_t i = (int32_t) threadIdx.x / 32; i < p.n_cta + n_head; i += (int32_t) PLAN_THREADS / 32) {
+    for (int32_t i = (int32_t) (blockIdx.y * (PLAN_THREADS / 32) + threadIdx.x / 32); i < p.n_cta + n_head; i += (int32_t) (gridDim.y * (PLAN_THREADS / 32))) {
         int32_t head, piece, begin;
         bool used;
         if (i < p.n_cta) { // the first segment of a CTA
@@ -867,6 +916,25 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
             const cut stop = cuts[piece + 1];
             const int32_t end = min(stop.head > head ? blocks : stop.block, (slots + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
             const int32_t first_piece = last_at_most(cuts, n_piece, cut{head, 0}), last_piece = last_at_most(cuts, n_piece, cut{head, blocks - 1});
+            // rows to append: plain decode has one at most, and it is found here for the decode kernel
+            const int32_t stream = store_head / layer.pages.n_head_kv, head_kv = store_head % layer.pages.n_head_kv;
+            int32_t n_row = 0, row = -1, row_slot = 0;
+            for (int32_t r0 = 0; r0 < layer.n_append; r0 += 32) {
+                const bool is = r0 + lane < layer.n_append;
+                int32_t s = is ? layer.slot[(r0 + lane) * layer.pages.n_head_kv + head_kv] : -1;
+                s = is && layer.token[r0 + lane].stream == stream ? s : -1;
+                const uint32_t set = __ballot_sync(~0u, s >= 0);
+                if (set) {
+                    n_row += __popc(set);
+                    row      = r0 + __ffs((int) set) - 1;
+                    row_slot = __shfl_sync(~0u, s, __ffs((int) set) - 1);
+                }
+            }
+            if (n_row > 1) {
+                row = -2;
+            } else if (row_slot / BLOCK_SLOTS < begin || row_slot / BLOCK_SLOTS >= end) {
+                row = -1;
+            }
             switch (lane) {
                 case HEAD:     word = head; break;
                 case BEGIN:    word = begin; break;
@@ -879,8 +947,12 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
                 case EPOCH:    word = (int32_t) epoch; break;
                 case OPEN:     word = layer.open ? *layer.open : 0; break;
                 case TRACK:    word = layer.track ? layer.track[store_head] : 0; break;
+                case ROW:      word = row; break;
+                case ROW_SLOT: word = row_slot; break;
+                case ROW_CELL: word = row >= 0 ? layer.token[row].cell : 0; break;
+                case ROW_POS:  word = row >= 0 ? layer.token[row].pos : 0; break;
                 default: {
-                    const int32_t page = begin / BLOCKS_PER_PAGE + lane - PAGE;
+                    const int32_t page = lane == ROW_PAGE ? row_slot / PAGE_SLOTS : begin / BLOCKS_PER_PAGE + lane - PAGE;
                     word = page * PAGE_SLOTS < slots ? layer.pages.table[(size_t) store_head * (size_t) layer.pages.table_stride + (size_t) page] : 0;
                 }
             }

@@ -20,7 +20,7 @@ struct decode_token {
     int32_t cell, pos, pad;
 };
 
-constexpr int32_t SEGMENT_PAGES = 21;
+constexpr int32_t SEGMENT_PAGES = 16;
 
 // Some blocks of one head: what a CTA works on. Written by `plan`.
 struct decode_segment {
@@ -33,6 +33,8 @@ struct decode_segment {
     uint32_t epoch;         // of this plan and layer: marks what is exchanged
     int32_t  open;
     int32_t  track;         // region of scores + 1; 0: the head is not tracked
+    int32_t  row;           // appended to one of these blocks; -1: none, -2: several are appended to the head
+    int32_t  row_slot, row_page, row_cell, row_pos;
     int32_t  page[SEGMENT_PAGES]; // the first ones
 };
 static_assert(sizeof(decode_segment) == 128, "a warp reads a segment, a word per lane");
@@ -46,6 +48,9 @@ struct decode_layer {
     int32_t          group;
     const int32_t *  open;          // there != 0: every slot is seen by every query, and the mask is not read; or none
     const int32_t *  track;         // [head] region of scores + 1, or 0; or none
+    const int32_t *  slot;          // decode_params
+    const decode_token * token;
+    int32_t          n_append;
     decode_segment * segments;      // decode_segments
     float *          scores;        // [region][n_column][score_stride] exponents of 2
     float *          lse;           // [region][n_column] log2 of the sum of weights (+inf: nothing is seen)
@@ -53,8 +58,8 @@ struct decode_layer {
 };
 
 struct plan_params {
-    const decode_layer * layers;    // [gridDim.x]
-    uint32_t *           epoch;     // one for an exchange; zero at first
+    const decode_layer * layers;    // [gridDim.x]; gridDim.y CTAs share the work on one
+    uint32_t *           epoch;     // [2], of the exchange; zero at first
     void *               exchange;  // cleared when epochs start again from one
     uint64_t             exchange_bytes;
     int32_t              n_cta;     // of the decode kernel
@@ -63,6 +68,7 @@ struct plan_params {
 
 struct decode_params {
     attention_params       a;       // causal and query_pos are not read
+    int32_t                group;   // query heads of a KV head
     float *                out;     // [dv][n_head][n_tokens][n_stream]
     int64_t                out_head_bytes, out_token_bytes, out_stream_bytes;
     // rows to append, before they are read; f32
@@ -101,10 +107,10 @@ constexpr int32_t DECODE_MAX_WARPS   = 8;
 constexpr int32_t DECODE_HEAD_BLOCKS = 3;
 constexpr int32_t DECODE_ROW_PAD   = 4; // floats: lanes of a column tile then write to different banks
 
-// shared memory beside the stages: barriers, maxima and sums, columns, queries (wide), accumulators of all warps
+// shared memory beside the stages: barriers, a row of K and V, queries, columns, accumulators of all warps with their maxima and sums
 constexpr uint32_t decode_fixed_bytes(int32_t dim, int32_t tiles, int32_t warps, int32_t stages) {
-    const uint32_t bytes = (uint32_t) (2 * warps * stages * 8 + warps * 8 * 8 + tiles * 8 * 16 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) +
-                                       warps * 8 * (dim + DECODE_ROW_PAD) * 4);
+    const uint32_t bytes = (uint32_t) (warps * stages * 16 + 2 * dim * 4 + tiles * 8 * dim * 4 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) + tiles * 8 * 16 +
+                                       warps * 8 * (dim + DECODE_ROW_PAD) * 4 + warps * 8 * 8);
     return (bytes + 127) / 128 * 128;
 }
 
@@ -118,13 +124,14 @@ inline decode_shape make_decode_shape(const page_format & f, int32_t group, int3
     }
     const int32_t tiles = columns > 8 ? decode_wide_tiles(d) : 1;
     const uint32_t stage = decode_stage_bytes(f.type_k, f.type_v, d);
-    // enough warps that their arithmetic keeps up with the memory, then as many blocks in flight as fit
-    int32_t warps = stage > 12 * 1024 && tiles == 1 ? 4 : 8;
+    // Every load waits behind those that are on their way: no more than keeps the memory busy.
+    constexpr uint32_t in_flight = 132 * 1024;
+    int32_t warps = DECODE_MAX_WARPS;
     while (warps > 1 && decode_fixed_bytes(d, tiles, warps, 1) + (uint32_t) warps * stage > shared_limit) {
         warps /= 2;
     }
     int32_t stages = 0;
-    while (stages < 4 && decode_fixed_bytes(d, tiles, warps, stages + 1) + (uint32_t) (warps * (stages + 1)) * stage <= shared_limit) {
+    while (stages < 4 && (stages == 0 || (uint32_t) (warps * (stages + 1)) * stage <= in_flight) && decode_fixed_bytes(d, tiles, warps, stages + 1) + (uint32_t) (warps * (stages + 1)) * stage <= shared_limit) {
         stages++;
     }
     if (stages == 0) {
@@ -158,7 +165,7 @@ inline size_t decode_segments(const decode_shape & s, int32_t n_head) { return s
 // two places per CTA: only its first and its last segment can share a head with others
 inline size_t decode_exchange_bytes(const decode_shape & s, int32_t dim) { return (size_t) s.grid * 2 * (size_t) s.columns * (size_t) (dim / 2 + 1) * 16; }
 
-constexpr uint32_t PLAN_THREADS = 1024;
+constexpr uint32_t PLAN_THREADS = 1024, PLAN_CTAS = 4; // of a layer
 
 // n_head: heads of the layer that has most, times its passes
 inline uint32_t plan_shared(int32_t n_cta, int32_t n_head) { return (uint32_t) (n_cta + 1) * 8 + (uint32_t) (n_head + 1) * 4; }
