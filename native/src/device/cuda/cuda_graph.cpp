@@ -11,8 +11,6 @@ namespace kvasir::cuda {
 namespace {
 
 constexpr int32_t FEW_TOKENS = 8; // of a stream: the decode kernel's
-// What a CTA of the decode kernel should have at least, and what a change of head costs it, in blocks of 32 slots
-constexpr int32_t MIN_BLOCKS = 4, HEAD_BLOCKS = 4;
 
 bool is_view(const ggml_tensor * t) {
     return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
@@ -277,6 +275,11 @@ void cuda_graph::prepare_few() {
         d.group    = op.l->n_head / op.l->n_head_kv;
         d.n_column = d.group * op.attention.n_tokens;
         d.open     = (const int32_t *) (store_->step() + op.open_at);
+        if (op.fused) {
+            d.slot     = (const int32_t *) (store_->step() + op.slots_at);
+            d.token    = (const decode_token *) (store_->step() + op.tokens_at);
+            d.n_append = op.n_append;
+        }
         d.segments = (decode_segment *) segments_.at(op.segments_at);
         if (tracking_) {
             d.track  = (const int32_t *) (store_->step() + track_at_) + op.rows->first_head() + (size_t) op.first_stream * op.l->n_head_kv;
@@ -327,6 +330,7 @@ void cuda_graph::launch_few(operation & op) {
     layer &       l = *op.l;
     decode_params p{};
     p.a                = op.attention;
+    p.group            = l.n_head / l.n_head_kv;
     p.out              = (float *) op.node->data;
     p.out_head_bytes   = (int64_t) op.node->nb[1];
     p.out_token_bytes  = (int64_t) op.node->nb[2];
@@ -344,8 +348,9 @@ void cuda_graph::launch_few(operation & op) {
     }
     p.n_pass   = op.shape.n_pass;
     p.stages   = op.shape.stages;
+    p.ring     = op.shape.ring;
     p.segments = (const decode_segment *) segments_.at(op.segments_at);
-    p.exchange = (decltype(p.exchange)) exchange_.at();
+    p.exchange = (void *) exchange_.at();
     if (tracking_) {
         p.scores = (float *) scores_.at(op.scores_at);
         p.lse    = (float *) scores_.at(op.lse_at);
@@ -487,8 +492,9 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
             for (const operation & o : operations_) {
                 heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv * o.shape.n_pass));
             }
-            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (decltype(plan_params::exchange)) exchange_.at(), exchange_.size(), (int32_t) op.shape.grid, MIN_BLOCKS, HEAD_BLOCKS};
-            gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), 1, 1, PLAN_THREADS, plan_shared((int32_t) op.shape.grid, (int32_t) heads), p);
+            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (void *) exchange_.at(), exchange_.size(),
+                                (int32_t) op.shape.grid, op.shape.min_blocks, op.shape.head_blocks};
+            gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), PLAN_CTAS, 1, PLAN_THREADS, plan_shared((int32_t) op.shape.grid, (int32_t) heads), p);
         }
         launch(op);
         us_then_ggml();
