@@ -430,7 +430,7 @@ void cuda_rows::label() {
 void cuda_rows::flush() { store_->flush(); }
 
 size_t cuda_rows::resident_bytes() const {
-    size_t bytes = device_table_.size() + sums_.size();
+    size_t bytes = sums_.size();
     for (int32_t pages : held_) {
         bytes += (size_t) pages * format_.bytes;
     }

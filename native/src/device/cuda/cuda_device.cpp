@@ -13,6 +13,20 @@ extern "C" const char kvasir_cuda_words[], kvasir_cuda_store[], kvasir_cuda_pref
 
 namespace kvasir::cuda {
 
+// which kernels are in which module, by the beginnings of their names; the last one has all others
+constexpr const char * MODULE_KERNELS[MODULES] = {"write_words", "store_", "prefill_ mask_views", "statistic_", ""};
+
+static bool starts_with_any(const char * name, const char * beginnings) {
+    for (const char * b = beginnings; *b;) {
+        const size_t n = strcspn(b, " ");
+        if (strncmp(name, b, n) == 0) {
+            return true;
+        }
+        b += n + (b[n] == ' ');
+    }
+    return false;
+}
+
 current_context::current_context(context c) {
     check(cu().cuCtxGetCurrent(&before_), "the thread's CUDA context");
     check(cu().cuCtxSetCurrent(c), "the device's CUDA context");
@@ -41,10 +55,9 @@ gpu::gpu(int index) {
     check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
 #if defined(KVASIR_CUDA)
     current_context current(context_);
-    for (const char * binary : {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_decode}) {
-        module m = nullptr;
-        check(d.cuModuleLoadData(&m, binary), "Kvasir's CUDA kernels");
-        modules_.push_back(m);
+    const char * binaries[MODULES] = {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_decode};
+    for (size_t m = 0; m < MODULES; m++) {
+        check(d.cuModuleLoadData(&modules_[m], binaries[m]), "Kvasir's CUDA kernels");
     }
 #else
     throw error(KVASIR_UNSUPPORTED, "this libkvasir was built without CUDA kernels");
@@ -55,11 +68,11 @@ function gpu::find(const char * kernel, uint32_t shared) {
     std::lock_guard<std::mutex> lock(mutex_);
     kernel_entry & entry = kernels_[kernel];
     if (!entry.f) {
-        result r = SUCCESS;
-        for (size_t i = 0; i < modules_.size() && !entry.f; i++) {
-            r = cu().cuModuleGetFunction(&entry.f, modules_[i], kernel);
+        size_t m = 0;
+        while (m + 1 < MODULES && !starts_with_any(kernel, MODULE_KERNELS[m])) {
+            m++;
         }
-        check(entry.f ? SUCCESS : r, kernel);
+        check(cu().cuModuleGetFunction(&entry.f, modules_[m], kernel), kernel);
     }
     if (shared > entry.shared) {
         check(cu().cuFuncSetAttribute(entry.f, FUNCTION_MAX_DYNAMIC_SHARED, (int) shared), kernel);

@@ -7,9 +7,10 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <vector>
 
 namespace kvasir::cuda {
+
+constexpr size_t MODULES = 5; // files of kernels
 
 // Makes a device's context the calling thread's for as long as it lives. It is the primary context, which ggml uses too.
 class current_context {
@@ -51,7 +52,7 @@ private:
 
     device   id_ = 0;
     context  context_ = nullptr;
-    std::vector<module> modules_;
+    module   modules_[MODULES] = {};
     int      multiprocessors_ = 0;
     uint32_t shared_limit_ = 0;
     size_t   total_memory_ = 0;

@@ -439,12 +439,13 @@ ggml_status cuda_graph::run_segment(ggml_cgraph * graph, int first, int last, in
     segment.n_leafs = 0;
     segment.leafs = segment.grads = segment.grad_accs = nullptr;
     if (capture) {
-        // ggml-cuda finds its own captures by a graph's first node. One that it has never seen makes it run directly, and
-        // not begin a capture inside of ours.
+        // ggml-cuda finds its own captures by a graph's first node. One that it has never seen, or that has changed since,
+        // makes it run directly, and not begin a capture inside of ours.
         captured_keys_.emplace_back();
         ggml_tensor & key = captured_keys_.back();
         key    = ggml_tensor{};
         key.op = GGML_OP_NONE;
+        memcpy(key.op_params, &++segments_captured_, sizeof segments_captured_);
         for (int d = 0; d < GGML_MAX_DIMS; d++) {
             key.ne[d] = 1;
             key.nb[d] = sizeof(float);

@@ -82,6 +82,7 @@ private:
     graph_exec captured_ = nullptr;
     std::vector<std::vector<ggml_tensor *>> captured_nodes_; // of its segments
     std::deque<ggml_tensor>                 captured_keys_;
+    uint64_t                                segments_captured_ = 0;
 
     std::vector<char> plan_;                 // decode_layer of the layers, as on the device
     std::map<const layer *, int64_t> score_strides_;
