@@ -1,0 +1,408 @@
+// The portable path on a device: contexts over device rows against unmodified llama.cpp on the same device, and what was
+// evicted or counted against the CPU's kernels. On the CPU itself, ggml's kernel over the store is bit-identical.
+#include "contexts.h"
+
+#include "ggml-backend-impl.h"
+
+#include <functional>
+#include <map>
+
+using namespace kvasir_test;
+
+namespace {
+
+std::string        device_name;
+ggml_backend_dev_t device, cpu_proxy, device_proxy;
+bool               on_cpu;
+
+// the same model on the CPU with our kernels: the reference for what stock llama.cpp does not have
+struct cpu_model {
+    llama_model * model = nullptr;
+
+    explicit cpu_model(const model_file & m) {
+        llama_model_params params = llama_model_default_params();
+        ggml_backend_dev_t devices[] = {cpu_proxy, nullptr};
+        params.devices      = devices;
+        params.n_gpu_layers = 999;
+        CHECK(kvasir_model_load(m.path.c_str(), &params, &model) == KVASIR_OK, "%s", kvasir_last_error());
+        if (!model) {
+            exit(1);
+        }
+    }
+    ~cpu_model() { llama_model_free(model); }
+};
+
+constexpr kvasir_attention PORTABLE = KVASIR_ATTENTION_PORTABLE, NATIVE = KVASIR_ATTENTION_NATIVE;
+constexpr int32_t PROMPT = 270, STEPS = 6; // a second block of 256 slots
+
+void check_device(const char * what, const std::vector<float> & ours, const std::vector<float> & stock, double noise, int n_vocab, bool in_order = true) {
+    check_same(what, ours, stock, noise, n_vocab);
+    CHECK(!on_cpu || !in_order || ours == stock, "%s: not bit-identical", what);
+}
+
+double noise_of(const model_file & m, llama_context_params params, const std::vector<float> & reference, const std::function<std::vector<float>(context &)> & run) {
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    context plain(m.stock, params, false);
+    return mean_kl(reference, run(plain), plain.n_vocab);
+}
+
+std::vector<float> steps(context & c) { return prompt_and_steps(c, PROMPT, STEPS); }
+
+void test_shapes() {
+    struct shape {
+        const char * name, * arch;
+        int32_t heads, kv, dim, swa;
+    };
+    const shape shapes[] = {
+        {"grouped, dim 64", "llama", 6, 2, 64, 0},
+        {"odd offsets: one query head each, dim 40", "llama", 3, 3, 40, 0},
+        {"ALiBi", "mpt", 4, 4, 32, 0},
+        {"soft-capped, sliding window of 96", "gemma2", 4, 2, 64, 96},
+    };
+    for (const shape & s : shapes) {
+        synthetic_model shape;
+        shape.arch = s.arch; shape.n_head = s.heads; shape.n_head_kv = s.kv; shape.head_dim = s.dim; shape.n_swa = s.swa; shape.n_layer = 2;
+        if (strcmp(s.arch, "mpt") == 0) {
+            shape.n_embd = s.heads * s.dim;
+        }
+        model_file m(shape);
+        const llama_context_params params = context_params();
+        context stock(m.stock, params, false);
+        const auto reference = steps(stock);
+        context ours(m.ours, params, true, PORTABLE);
+        check_device(s.name, steps(ours), reference, noise_of(m, params, reference, steps), stock.n_vocab, s.swa == 0);
+        kvasir_layer_info info;
+        CHECK(kvasir_cache_layer(ours.cache, 1, &info) == KVASIR_OK && device_name == info.device && info.attention == PORTABLE, "layer 1: %s, path %d", info.device, info.attention);
+    }
+}
+
+void test_types() {
+    model_file m(synthetic_model{});
+    const std::pair<ggml_type, ggml_type> pairs[] = {{GGML_TYPE_Q8_0, GGML_TYPE_Q8_0}, {GGML_TYPE_Q4_0, GGML_TYPE_Q5_1}, {GGML_TYPE_BF16, GGML_TYPE_BF16}};
+    for (const auto & [k, v] : pairs) {
+        llama_context_params params = context_params();
+        context full(m.stock, params, false);
+        params.type_k = k;
+        params.type_v = v;
+        context stock(m.stock, params, false), ours(m.ours, params, true, PORTABLE);
+        const auto   reference = steps(stock), logits = steps(ours);
+        const double loss = mean_kl(steps(full), reference, stock.n_vocab), kl = mean_kl(reference, logits, stock.n_vocab);
+        printf("  K %-5s V %-5s KL %.2e (the types themselves cost %.2e)\n", ggml_type_name(k), ggml_type_name(v), kl, loss);
+        CHECK(on_cpu ? logits == reference : kl <= 0.1 * loss, "K %s V %s: KL %.3e, the types cost %.3e", ggml_type_name(k), ggml_type_name(v), kl, loss);
+    }
+}
+
+void test_sequences() {
+    model_file m(synthetic_model{});
+    for (bool unified : {true, false}) {
+        llama_context_params params = context_params();
+        params.n_seq_max  = 3;
+        params.kv_unified = unified;
+        params.n_ctx      = 3 * 512;
+        context stock(m.stock, params, false), ours(m.ours, params, true, PORTABLE);
+        const auto reference = sequences(stock);
+        check_same(unified ? "three sequences in one stream" : "three sequences in three streams", sequences(ours), reference,
+                   noise_of(m, params, reference, sequences), stock.n_vocab);
+    }
+}
+
+void test_eviction() {
+    synthetic_model shape;
+    shape.head_dim = 32; // rows of q8_0 that are no whole words
+    for (int32_t dim : {64, 32}) {
+        shape.head_dim = dim;
+        model_file m(shape);
+        cpu_model  cpu(m);
+        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+            llama_context_params params = context_params();
+            params.type_k = params.type_v = type;
+            context ours(m.ours, params, true, PORTABLE), reference(cpu.model, params, true, NATIVE), kept(m.ours, params, true, PORTABLE), all(cpu.model, params, true, NATIVE);
+            const auto run = [&](context & c, bool evict) {
+                c.decode(random_tokens(400, 11), 0);
+                if (evict) {
+                    evict_randomly(c.cache, 5, 0.3);
+                }
+                auto logits = c.decode(random_tokens(30, 12), 400); // a second turn, against the compressed cache
+                if (evict) {
+                    evict_randomly(c.cache, 6, 0.2);
+                }
+                for (int32_t i = 0; i < 6; i++) {
+                    const auto row = c.decode({(llama_token) (40 + i)}, 430 + i);
+                    logits.insert(logits.end(), row.begin(), row.end());
+                    for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) { // and single slots between two tokens
+                        const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 0, 59 - i}, {l, 0, 1, 21}};
+                        CHECK(kvasir_cache_evict(c.cache, single, 3) == KVASIR_OK, "%s", kvasir_last_error());
+                    }
+                }
+                return logits;
+            };
+            const auto   a = run(ours, true), b = run(reference, true), full = run(kept, false), full_cpu = run(all, false);
+            const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
+            printf("  evicted, dim %d, %s: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", dim, ggml_type_name(type), kl, noise, effect);
+            CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "KL %.3e over the same sets, %.3e keeping all, effect %.3e", kl, noise, effect);
+            // the rows themselves, moved and compacted
+            for (int32_t h = 0; h < 2; h++) {
+                kvasir_head_view x, y;
+                kvasir_cache_head(ours.cache, 0, 0, h, &x);
+                kvasir_cache_head(reference.cache, 0, 0, h, &y);
+                std::vector<float> p((size_t) (*x.n_slots * dim)), q((size_t) (*y.n_slots * dim)), v = p, w = q;
+                CHECK(*x.n_slots == *y.n_slots && memcmp(x.cell, y.cell, (size_t) *x.n_slots * sizeof(int32_t)) == 0, "%d and %d slots", *x.n_slots, *y.n_slots);
+                kvasir_cache_read(ours.cache, 0, 0, h, p.data(), v.data());
+                kvasir_cache_read(reference.cache, 0, 0, h, q.data(), w.data());
+                double worst = 0;
+                for (size_t i = 0; i < p.size() && i < q.size(); i++) {
+                    worst = std::max({worst, (double) std::fabs(p[i] - q[i]), (double) std::fabs(v[i] - w[i])});
+                }
+                CHECK(worst < (type == GGML_TYPE_F16 ? 0.02 : 0.15), "head %d: rows differ by %.3e", h, worst); // a step of the type, at values up to 8
+            }
+        }
+    }
+}
+
+void test_state() {
+    model_file m(synthetic_model{});
+    context c(m.ours, context_params(), true, PORTABLE);
+    c.decode(random_tokens(300, 3), 0);
+    evict_randomly(c.cache, 9, 0.3);
+    kvasir_bytes before, after;
+    kvasir_cache_bytes(c.cache, &before);
+    std::vector<uint8_t> state(llama_state_seq_get_size(c.c, 0));
+    CHECK(llama_state_seq_get_data(c.c, state.data(), state.size(), 0) == state.size(), "size of the state");
+    const auto expected = c.decode({77}, 300);
+    llama_memory_clear(llama_get_memory(c.c), true);
+    kvasir_cache_bytes(c.cache, &after);
+    CHECK(after.slots == 0 && after.resident_bytes == 0, "%lld slots and %lld bytes after clear", (long long) after.slots, (long long) after.resident_bytes);
+    CHECK(llama_state_seq_set_data(c.c, state.data(), state.size(), 0) == state.size(), "state was not taken");
+    kvasir_cache_bytes(c.cache, &after);
+    CHECK(after.slots == before.slots, "%lld slots, %lld before", (long long) after.slots, (long long) before.slots);
+    const double kl = mean_kl(expected, c.decode({77}, 300), c.n_vocab); // the slots are in another order: sums round differently
+    CHECK(kl < (on_cpu ? NOISE_FLOOR : 1e-5), "KL after restore %.3e", kl);
+}
+
+// ---- memory ----
+
+// rows of 256 slots, in whole steps: what the store may occupy for the slots that it holds
+int64_t rounded_bytes(const context & c) {
+    int64_t bytes = 0;
+    for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
+        kvasir_layer_info info;
+        kvasir_cache_layer(c.cache, l, &info);
+        for (int32_t h = 0; h < info.n_head_kv; h++) {
+            kvasir_head_view view;
+            kvasir_cache_head(c.cache, l, 0, h, &view);
+            bytes += (*view.n_slots + 255) / 256 * 256 * info.slot_bytes;
+        }
+        bytes += 2 * 4096; // what is behind the last row
+    }
+    return bytes;
+}
+
+int64_t resident(const context & c) {
+    kvasir_bytes bytes;
+    kvasir_cache_bytes(c.cache, &bytes);
+    return bytes.resident_bytes - 20 * bytes.slots; // without the slot tables
+}
+
+std::map<ggml_backend_buffer_type_t, decltype(ggml_backend_buffer_type_i::alloc_buffer)> originals;
+bool    full = false;      // no allocation succeeds
+
+ggml_backend_buffer_t alloc_unless_full(ggml_backend_buffer_type_t type, size_t size) { return full ? nullptr : originals.at(type)(type, size); }
+
+void test_memory() {
+    model_file m(synthetic_model{});
+    llama_context_params params = context_params();
+    params.n_ctx = 2048;
+    context c(m.ours, params, true, PORTABLE);
+    CHECK(resident(c) == 0, "%lld bytes before the first token", (long long) resident(c));
+    c.decode(random_tokens(1100, 3), 0);
+    CHECK(resident(c) > 0 && resident(c) < 1.05 * (double) rounded_bytes(c), "%lld bytes of %lld", (long long) resident(c), (long long) rounded_bytes(c));
+    const int64_t before = resident(c);
+    evict_randomly(c.cache, 9, 0.4);
+    CHECK(resident(c) < 1.05 * (double) rounded_bytes(c) && resident(c) < 0.7 * (double) before, "%lld bytes, %lld before, %lld needed", (long long) resident(c),
+          (long long) before, (long long) rounded_bytes(c));
+    for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) { // one slot after another
+        for (int32_t h = 0; h < 2; h++) {
+            kvasir_head_view view;
+            kvasir_cache_head(c.cache, l, 0, h, &view);
+            while (*view.n_slots > 40) {
+                const kvasir_eviction single = {l, 0, h, *view.n_slots / 2};
+                kvasir_cache_evict(c.cache, &single, 1);
+            }
+        }
+    }
+    CHECK(resident(c) < 1.05 * (double) rounded_bytes(c), "%lld bytes of %lld", (long long) resident(c), (long long) rounded_bytes(c));
+    kvasir_cache_truncate(c.cache, 0, 0);
+    CHECK(resident(c) == 0, "%lld bytes of no slots", (long long) resident(c));
+}
+
+void test_out_of_memory() {
+    model_file m(synthetic_model{});
+    const auto run = [&](bool interrupted) {
+        context c(m.ours, context_params(), true, PORTABLE);
+        auto       logits = c.decode(random_tokens(250, 3), 0);
+        const auto more   = random_tokens(20, 4);
+        if (interrupted) {
+            llama_batch batch = llama_batch_init(20, 0, 1);
+            batch.n_tokens = 20;
+            for (int32_t i = 0; i < 20; i++) {
+                batch.token[i] = more[(size_t) i]; batch.pos[i] = 250 + i; batch.n_seq_id[i] = 1; batch.seq_id[i][0] = 0; batch.logits[i] = 1;
+            }
+            int32_t result = 0;
+            full = true;
+            const kvasir_status status = kvasir_decode(c.c, &batch, &result);
+            CHECK(status == KVASIR_OUT_OF_MEMORY && strstr(kvasir_last_error(), device_name.c_str()), "status %d, result %d: %s", status, result, kvasir_last_error());
+            printf("  %s\n", kvasir_last_error());
+            kvasir_bytes bytes;
+            kvasir_cache_bytes(c.cache, &bytes);
+            CHECK(bytes.slots == 3 * 2 * 250, "%lld slots after a token that had no room", (long long) bytes.slots);
+            llama_batch_free(batch);
+        }
+        evict_randomly(c.cache, 5, 0.1); // without room for a copy, too
+        kvasir_bytes bytes;
+        CHECK(kvasir_cache_bytes(c.cache, &bytes) == KVASIR_OK, "%s", kvasir_last_error());
+        full = false;
+        const auto rest = c.decode(more, 250);
+        logits.insert(logits.end(), rest.begin(), rest.end());
+        return logits;
+    };
+    const auto expected = run(false), got = run(true);
+    CHECK(expected == got, "a token that had no room changed what came after it: KL %.3e", mean_kl(expected, got, 300));
+}
+
+// ---- statistic ----
+
+struct sums {
+    std::vector<float> buckets, recent, scores;
+};
+
+sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params) {
+    sums s;
+    CHECK(kvasir_statistic_start(c.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+    prompt_and_steps(c, PROMPT, STEPS);
+    const size_t n = PROMPT + STEPS;
+    s.buckets.resize((size_t) rows * 4 * n);
+    s.recent.resize((size_t) rows * n);
+    int64_t n_queries = 0;
+    CHECK(kvasir_statistic_read(c.cache, 1, 0, 1, s.buckets.data(), s.recent.data(), &n_queries) == KVASIR_OK && n_queries == (int64_t) n, "%s, %lld queries",
+          kvasir_last_error(), (long long) n_queries);
+    CHECK(kvasir_statistic_stop(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+    for (int32_t h = 0; h < 2; h++) { // and scores that go on
+        kvasir_cache_track(c.cache, 1, 0, h, 1);
+    }
+    c.decode({5}, (int32_t) n);
+    c.decode(random_tokens(9, 1), (int32_t) n + 1);
+    kvasir_head_view view;
+    kvasir_cache_head(c.cache, 1, 0, 1, &view);
+    s.scores.assign(view.score, view.score + *view.n_slots);
+    return s;
+}
+
+void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance) {
+    double difference = 0, total = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        difference += std::fabs(a[i] - b[i]);
+        total += b[i];
+    }
+    printf("  %s: differ by %.2e of %.1f\n", what, difference, total);
+    CHECK(a.size() == b.size() && total > 0 && difference < tolerance * total, "%s: %.3e of %.1f", what, difference, total);
+}
+
+void test_statistic() {
+    const int32_t bounds[] = {1, 16, 100};
+    for (const char * arch : {"llama", "gemma2"}) { // soft-capped, sliding window
+        synthetic_model shape;
+        shape.arch = arch;
+        if (strcmp(arch, "gemma2") == 0) {
+            shape.n_head = 4; shape.n_swa = 96;
+        }
+        model_file m(shape);
+        cpu_model  cpu(m);
+        for (int32_t per_query_head : {0, 1}) {
+            const kvasir_statistic_params params = {bounds, 3, 250, per_query_head};
+            context ours(m.ours, context_params(), true, PORTABLE), reference(cpu.model, context_params(), true, NATIVE);
+            const int32_t rows = per_query_head ? shape.n_head / shape.n_head_kv : 1;
+            const sums a = statistic(ours, rows, params), b = statistic(reference, rows, params);
+            // the share of all weights that lies elsewhere: K and Q are rounded to f16 here, and activations on the way here
+            const double tolerance = 0.01;
+            compare_sums("buckets", a.buckets, b.buckets, tolerance);
+            compare_sums("recent queries", a.recent, b.recent, tolerance);
+            compare_sums("scores", a.scores, b.scores, tolerance);
+        }
+    }
+}
+
+// ---- layers on two devices ----
+
+void test_split() {
+    if (on_cpu) {
+        return; // there is but one
+    }
+    synthetic_model shape;
+    shape.n_layer = 4;
+    model_file m(shape);
+    llama_model_params params = llama_model_default_params();
+    std::vector<float> split(llama_max_devices(), 0.0f);
+    split[0] = split[1] = 1;
+    ggml_backend_dev_t devices[] = {cpu_proxy, device_proxy, nullptr};
+    params.devices      = devices;
+    params.n_gpu_layers = 999;
+    params.split_mode   = LLAMA_SPLIT_MODE_LAYER;
+    params.tensor_split = split.data();
+    llama_model * model = nullptr;
+    CHECK(kvasir_model_load(m.path.c_str(), &params, &model) == KVASIR_OK, "%s", kvasir_last_error());
+    if (!model) {
+        return;
+    }
+    {
+        context stock(m.stock, context_params(), false), ours(model, context_params(), true, NATIVE);
+        const auto reference = steps(stock);
+        check_same("half of the layers on the CPU", steps(ours), reference, noise_of(m, context_params(), reference, steps), stock.n_vocab);
+        int32_t native = 0, portable = 0;
+        for (int32_t l = 0; l < kvasir_cache_n_layers(ours.cache); l++) {
+            kvasir_layer_info info;
+            kvasir_cache_layer(ours.cache, l, &info);
+            native += strcmp(info.device, "CPU") == 0 && info.attention == NATIVE;
+            portable += device_name == info.device && info.attention == PORTABLE;
+        }
+        CHECK(native > 0 && portable > 0 && native + portable == 4, "%d layers on the CPU, %d on %s", native, portable, device_name.c_str());
+        // an eviction on both
+        evict_randomly(ours.cache, 5, 0.3);
+        ours.decode({7}, PROMPT + STEPS);
+    }
+    llama_model_free(model);
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 4) {
+        fprintf(stderr, "usage: device_test FOLDER_OF_LLAMA_CPP_LIBRARIES FOLDER_FOR_MODELS DEVICE [TEST]\n");
+        return 2;
+    }
+    folder      = argv[2];
+    device_name = argv[3];
+    on_cpu      = device_name == "CPU";
+    const std::string only = argc > 4 ? argv[4] : "";
+    load_llama(argv[1]);
+    CHECK(kvasir_device("CPU", &cpu_proxy) == KVASIR_OK && kvasir_device(device_name.c_str(), &device_proxy) == KVASIR_OK, "%s", kvasir_last_error());
+    device = ggml_backend_dev_by_name(device_name.c_str());
+    if (!cpu_proxy || !device_proxy || !device) {
+        return check::finish("device_test");
+    }
+    proxy = device_proxy;
+    inner = on_cpu ? nullptr : device;
+    ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device);
+    originals[type] = type->iface.alloc_buffer;
+    type->iface.alloc_buffer = alloc_unless_full;
+    const std::pair<const char *, std::function<void()>> tests[] = {
+        {"shapes", test_shapes}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
+        {"memory", test_memory}, {"out of memory", test_out_of_memory}, {"statistic", test_statistic}, {"split", test_split}};
+    for (const auto & [name, test] : tests) {
+        if (only.empty() || only == name) {
+            printf("%s\n", name);
+            test();
+        }
+    }
+    llama_backend_free();
+    return check::finish("device_test");
+}
