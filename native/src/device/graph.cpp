@@ -18,6 +18,9 @@ int64_t now_ns() {
 
 // ---- taking the nodes over ----
 
+// Kvasir's kernels, and rows that the host cannot address
+static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
+
 static void note_time(store_node & n, int64_t begin) {
     int64_t none = 0;
     n.begin_ns.compare_exchange_strong(none, begin, std::memory_order_relaxed);
@@ -122,6 +125,81 @@ const void * store_graph::host_data(const ggml_tensor * t) {
     return found->second.data() + offset;
 }
 
+const placement & store_graph::place(const layer & l, ggml_type type, const void * cells, int64_t n) {
+    for (size_t i = 0; i < n_placements_; i++) {
+        if (placements_[i].cells == cells && placements_[i].n_cells == l.n_cells && placements_[i].cell.size() == (size_t) n) {
+            return placements_[i];
+        }
+    }
+    if (n_placements_ == placements_.size()) {
+        placements_.emplace_back();
+    }
+    placement & p = placements_[n_placements_++];
+    p.cells     = cells;
+    p.n_cells   = l.n_cells;
+    p.ascending = true;
+    p.stream.resize((size_t) n);
+    p.cell.resize((size_t) n);
+    p.rank.resize((size_t) n);
+    p.count.assign((size_t) l.n_stream, 0);
+    p.first.assign((size_t) l.n_stream, 0);
+    std::vector<int32_t> last((size_t) l.n_stream, -1);
+    for (size_t i = 0; i < (size_t) n; i++) {
+        const int64_t row = index_of(type, cells, (int64_t) i);
+        if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
+            throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
+        }
+        const auto stream = (size_t) (row / l.n_cells);
+        p.stream[i] = (int32_t) stream;
+        p.cell[i]   = (int32_t) (row % l.n_cells);
+        p.rank[i]   = p.count[stream]++;
+        if (p.rank[i] == 0) {
+            p.first[stream] = p.cell[i];
+        }
+        p.ascending  = p.ascending && p.cell[i] > last[stream];
+        last[stream] = p.cell[i];
+    }
+    return p;
+}
+
+// Slots for the tokens, and memory for them.
+void store_graph::append(layer & l, const placement & p, bool is_k) {
+    const bool in_order = is_k && l.in_order(p);
+    wanted_.resize(l.heads.size());
+    for (size_t h = 0; h < wanted_.size(); h++) {
+        wanted_[h] = l.heads[h].n + (in_order ? p.count[h / (size_t) l.n_head_kv] : 0);
+    }
+    for (size_t i = 0; !in_order && i < p.cell.size(); i++) {
+        for (int32_t h = 0; h < l.n_head_kv; h++) {
+            const auto index = (size_t) l.index(p.stream[i], h);
+            wanted_[index] += l.slot_plus_1[index][p.cell[i]] == 0;
+        }
+    }
+    l.rows->reserve(wanted_.data());
+    l.placed = &p;
+    if (!in_order) {
+        for (size_t i = 0; i < p.cell.size(); i++) {
+            for (int32_t h = 0; h < l.n_head_kv; h++) {
+                l.slot_for(l.index(p.stream[i], h), p.cell[i], is_k ? l.query_pos[i] : -1);
+            }
+        }
+        return;
+    }
+    l.append(p);
+    if (on_gpu(l)) {
+        unwritten_.push_back(&l); // while the GPU computes
+    } else {
+        l.write_placed();
+    }
+}
+
+void store_graph::write_placed() {
+    for (layer * l : unwritten_) {
+        l->write_placed();
+    }
+    unwritten_.clear();
+}
+
 void store_graph::prepare_append(ggml_tensor * node) {
     side *              s   = side_of(node);
     layer &             l   = *s->owner;
@@ -141,31 +219,12 @@ void store_graph::prepare_append(ggml_tensor * node) {
         l.begin_append();
         appended_.push_back(&l);
     }
-    wanted_.resize(l.heads.size());
-    for (size_t h = 0; h < wanted_.size(); h++) {
-        wanted_[h] = l.heads[h].n;
+    const placement & p = place(l, idx->type, cells, n);
+    for (int64_t i = 0; s->is_k && i < n; i++) {
+        l.query_pos[(size_t) i] = positions ? positions[i] : p.cell[(size_t) i];
     }
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t row = index_of(idx->type, cells, i);
-        if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
-            throw error(KVASIR_FAILED, format("llama.cpp wrote to row %lld of the KV cache of layer %d", (long long) row, l.il));
-        }
-        for (int32_t h = 0; h < l.n_head_kv; h++) {
-            const int index = l.index((int32_t) (row / l.n_cells), h);
-            wanted_[(size_t) index] += l.slot_plus_1[(size_t) index][row % l.n_cells] == 0;
-        }
-    }
-    l.rows->reserve(wanted_.data());
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t row    = index_of(idx->type, cells, i);
-        const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
-        const int32_t pos    = !s->is_k ? -1 : positions ? positions[i] : cell;
-        if (s->is_k) {
-            l.query_pos[(size_t) i] = pos;
-        }
-        for (int32_t h = 0; h < l.n_head_kv; h++) {
-            l.slot_for(l.index(stream, h), cell, pos);
-        }
+    if (l.placed != &p) {
+        append(l, p, s->is_k);
     }
     store_node & x = next();
     x.node = node;
@@ -173,9 +232,6 @@ void store_graph::prepare_append(ggml_tensor * node) {
     x.l    = &l;
     x.cells = cells;
 }
-
-// Kvasir's kernels, and rows that the host cannot address
-static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
 
 static int32_t count_open_cells(const ggml_tensor * mask, int32_t n_tokens) {
     int64_t open = mask->ne[0];
@@ -286,6 +342,8 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     open_mask_ = nullptr;
     fetched_.clear();
     appended_.clear();
+    unwritten_.clear();
+    n_placements_ = 0;
     find_nodes(graph);
     if (over_store_.empty()) {
         return inner->iface.graph_compute(inner, graph);
@@ -328,6 +386,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
 
 // A token that was not computed leaves no slots behind.
 void store_graph::roll_back() {
+    write_placed();
     for (layer * l : appended_) {
         l->cancel_append();
     }
@@ -359,7 +418,9 @@ ggml_status store_graph::compute_on_gpu(ggml_cgraph * graph) {
     if (!gpu_) {
         gpu_ = std::make_unique<cuda::cuda_graph>(inner_);
     }
-    return gpu_->compute(graph, over_store_, [this](const ggml_tensor * t) { return host_data(t); });
+    const ggml_status status = gpu_->compute(graph, over_store_, [this](const ggml_tensor * t) { return host_data(t); });
+    write_placed();
+    return status;
 }
 
 // Another graph is computed in place of llama.cpp's: its nodes, but ggml's operations over each head's rows in place of

@@ -51,6 +51,9 @@ private:
     int32_t                open_cells_ = 0;
     std::unique_ptr<cuda::cuda_graph> gpu_;
     std::vector<int32_t>   wanted_;              // slots of each head of a layer after an append
+    std::deque<placement>  placements_;
+    size_t                 n_placements_ = 0;
+    std::vector<layer *>   unwritten_;           // layers whose slots are counted, but not written yet
     std::vector<layer *>   appended_;            // layers that this graph gives slots to
     std::map<const ggml_tensor *, std::vector<char>> fetched_; // inputs that had to be read from the device
     std::set<ggml_backend_buffer_t> noted_;      // buffers whose inputs the mirror was asked for
@@ -59,6 +62,9 @@ private:
     void find_nodes(const ggml_cgraph * graph);
     store_node & next();
     const void * host_data(const ggml_tensor * t);
+    const placement & place(const layer & l, ggml_type type, const void * cells, int64_t n);
+    void append(layer & l, const placement & p, bool is_k);
+    void write_placed();
     void prepare_append(ggml_tensor * node);
     void prepare_attention(ggml_tensor * node, int n_threads);
     ggml_status compute_native(ggml_cgraph * graph);

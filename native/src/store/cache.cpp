@@ -67,7 +67,58 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     return slot;
 }
 
+bool layer::in_order(const placement & p) const {
+    if (!p.ascending) {
+        return false;
+    }
+    for (int32_t stream = 0; stream < (int32_t) p.count.size(); stream++) {
+        for (int32_t head = 0; p.count[(size_t) stream] > 0 && head < n_head_kv; head++) {
+            if (heads[(size_t) index(stream, head)].max_cell >= p.first[(size_t) stream]) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void layer::append(const placement & p) {
+    for (int32_t stream = 0; stream < (int32_t) p.count.size(); stream++) {
+        for (int32_t head = 0; p.count[(size_t) stream] > 0 && head < n_head_kv; head++) {
+            const int i = index(stream, head);
+            heads[(size_t) i].n += p.count[(size_t) stream];
+            touched_[(size_t) i] = std::max(touched_[(size_t) i], heads[(size_t) i].n);
+        }
+    }
+    appended = true;
+}
+
+void layer::write_placed() {
+    for (int32_t stream = 0; stream < (int32_t) placed->count.size(); stream++) {
+        for (int32_t head = 0; placed->count[(size_t) stream] > 0 && head < n_head_kv; head++) {
+            const int     i    = index(stream, head);
+            head_store &  h    = heads[(size_t) i];
+            int32_t       slot = before_[(size_t) i];
+            for (size_t t = 0; t < placed->cell.size(); t++) {
+                if (placed->stream[t] != stream) {
+                    continue;
+                }
+                const int32_t cell = placed->cell[t];
+                h.cell[slot]  = cell;
+                h.pos[slot]   = query_pos[t];
+                h.score[slot] = 0;
+                slot_plus_1[(size_t) i][cell] = ++slot;
+                h.max_cell = cell;
+            }
+            for (int32_t c = 0; c < sums_per_slot_; c++) {
+                std::fill(sums(i, c) + before_[(size_t) i], sums(i, c) + slot, 0.0f);
+            }
+        }
+    }
+}
+
 void layer::begin_append() {
+    placed   = nullptr;
+    appended = false;
     before_.resize(heads.size());
     for (size_t i = 0; i < heads.size(); i++) {
         before_[i] = heads[i].n;

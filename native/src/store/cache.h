@@ -32,6 +32,16 @@ struct side {
     row_format    format{};
 };
 
+// Where the tokens of one graph go: the layers of one of llama.cpp's caches share it.
+struct placement {
+    const void *         cells = nullptr;  // the indices that llama.cpp gave, [n]
+    int32_t              n_cells = 0;      // of one stream
+    std::vector<int32_t> stream, cell;     // [n]
+    std::vector<int32_t> rank;             // [n] among the tokens of the stream
+    std::vector<int32_t> count, first;     // [stream] tokens, and the cell of the first one
+    bool                 ascending = true; // the cells of each stream do
+};
+
 // A layer of the model that has KV heads. Their geometry is known when the first FLASH_ATTN_EXT over the layer is seen,
 // which happens while llama.cpp reserves its graphs, before any token is decoded.
 struct layer {
@@ -47,6 +57,8 @@ struct layer {
     std::vector<head_store> heads;       // [n_stream][n_head_kv]
     std::vector<int32_t *>  slot_plus_1; // [n_stream][n_head_kv][cell]
     std::vector<int32_t>    query_pos;   // positions of the tokens that were written last, in batch order
+    const placement *       placed = nullptr;  // of the graph that is computed; V follows K into the same slots
+    bool                    appended = false;  // by append(): slot = slots_before + rank
     int64_t                 n_queries = 0; // counted by the running statistic
 
     bool    configured() const { return n_head_kv > 0; }
@@ -58,6 +70,12 @@ struct layer {
     // The slot of a cell, a new one at the end when the head does not hold the cell. pos < 0 leaves the position of a
     // slot as it is: V follows K into the same slots.
     int32_t slot_for(int index, int32_t cell, int32_t pos);
+    // All tokens go to the end of their heads, in cells that no head can hold. The slots are counted at once; what they
+    // hold is written by write_placed(), which may come later.
+    bool    in_order(const placement & p) const;
+    void    append(const placement & p);
+    void    write_placed();
+    int32_t slots_before(int index) const { return before_[(size_t) index]; } // the graph that appends
     // An append may fail: cancel_append takes back the slots that heads got since begin_append.
     void    begin_append();
     void    cancel_append();

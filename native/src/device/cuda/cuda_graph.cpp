@@ -26,10 +26,6 @@ bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return a0 < b0 + g.ggml_nbytes(b) && b0 < a0 + g.ggml_nbytes(a);
 }
 
-int64_t index_at(const ggml_tensor * indices, const void * values, int64_t i) {
-    return indices->type == GGML_TYPE_I64 ? ((const int64_t *) values)[i] : ((const int32_t *) values)[i];
-}
-
 bool element_of(ggml_type type, int32_t & element) {
     element = type == GGML_TYPE_Q8_0 ? Q8_0 : F16;
     return type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
@@ -158,7 +154,7 @@ void cuda_graph::describe(operation & op, const std::function<const void *(const
 
 // The lengths of all heads; which are tracked; and for each operation its tokens, their slots, positions, and whether every slot is
 // seen by every query.
-void cuda_graph::fill_step(const std::function<const void *(const ggml_tensor *)> & host) {
+void cuda_graph::fill_step() {
     step_.assign(store_->step_begin(), 0);
     track_at_ = add(store_->step_begin());
     placed_.clear();
@@ -179,26 +175,24 @@ void cuda_graph::fill_step(const std::function<const void *(const ggml_tensor *)
         layer &       l = *op.l;
         const int32_t n_queries = op.attention.n_tokens * op.attention.n_stream;
         if (op.k) {
-            const ggml_tensor * indices = op.k->src[1];
-            const void *        values  = host(indices);
-            const auto same = std::find_if(placed_.begin(), placed_.end(), [&](const placed_tokens & p) { return p.indices->data == indices->data && p.first_stream == op.first_stream; });
+            const placement & p    = *l.placed;
+            const auto        same = std::find_if(placed_.begin(), placed_.end(), [&](const placed_tokens & t) { return t.placed == &p && t.first_stream == op.first_stream; });
             if (same != placed_.end()) {
                 op.tokens_at = same->at;
             } else {
                 op.tokens_at = add((size_t) op.n_append * sizeof(token_label));
                 auto * token = (token_label *) (step_.data() + op.tokens_at);
-                for (int32_t i = 0; i < op.n_append; i++) {
-                    const int64_t row = index_at(indices, values, i);
-                    token[i] = {(int32_t) (row / l.n_cells) - op.first_stream, (int32_t) (row % l.n_cells), l.query_pos[(size_t) i], 0};
+                for (size_t i = 0; i < (size_t) op.n_append; i++) {
+                    token[i] = {p.stream[i] - op.first_stream, p.cell[i], l.query_pos[i], 0};
                 }
-                placed_.push_back({indices, op.first_stream, op.tokens_at});
+                placed_.push_back({&p, op.first_stream, op.tokens_at});
             }
             op.slots_at = add((size_t) op.n_append * (size_t) l.n_head_kv * sizeof(int32_t));
             auto * slot = (int32_t *) (step_.data() + op.slots_at);
-            for (int32_t i = 0; i < op.n_append; i++) {
-                const int64_t row = index_at(indices, values, i);
+            for (size_t i = 0; i < (size_t) op.n_append; i++) {
                 for (int32_t h = 0; h < l.n_head_kv; h++) {
-                    *slot++ = l.slot_plus_1[(size_t) l.index((int32_t) (row / l.n_cells), h)][row % l.n_cells] - 1;
+                    const int index = l.index(p.stream[i], h);
+                    *slot++ = l.appended ? l.slots_before(index) + p.rank[i] : l.slot_plus_1[(size_t) index][p.cell[i]] - 1;
                 }
             }
         }
@@ -567,7 +561,7 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<int> & ov
             op.fused = false;
         }
     }
-    fill_step(host);
+    fill_step();
     store_->flush();
     store_->put_step(step_);
     for (operation & op : operations_) { // addresses are settled now

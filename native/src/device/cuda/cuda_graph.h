@@ -54,11 +54,11 @@ private:
         size_t        segments_at = 0, scores_at = 0, lse_at = 0;
         int64_t       score_stride = 0;
     };
-    // the tokens that one k_idxs tensor places: the layers of one of llama.cpp's caches share it
+    // where a placement stands in the step
     struct placed_tokens {
-        const ggml_tensor * indices;
-        int32_t             first_stream;
-        size_t              at;
+        const placement * placed;
+        int32_t           first_stream;
+        size_t            at;
     };
     struct seen_mask {
         const ggml_tensor *  tensor;
@@ -90,7 +90,7 @@ private:
 
     void find_operations(ggml_cgraph * graph, const std::vector<int> & over_store);
     void describe(operation & op, const std::function<const void *(const ggml_tensor *)> & host);
-    void fill_step(const std::function<const void *(const ggml_tensor *)> & host);
+    void fill_step();
     size_t add(size_t bytes);                // room in the step
     bool grow(device_buffer & buffer, size_t bytes, bool zero = false);
     void prepare_few();

@@ -12,11 +12,12 @@ public final class TestModels {
   private TestModels() {}
 
   private static final class Adaptive {
-    static final Model MODEL = Model.load(path());
+    static final Model MODEL = Model.load(path(), ModelOptions.defaults().withDevice("CPU"));
   }
 
   private static final class Plain {
-    static final Model MODEL = Model.load(path(), ModelOptions.defaults().withAdaptiveCache(false));
+    static final Model MODEL =
+        Model.load(path(), ModelOptions.defaults().withDevice("CPU").withAdaptiveCache(false));
   }
 
   private static final class Prose {

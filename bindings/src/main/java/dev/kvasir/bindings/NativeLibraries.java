@@ -92,8 +92,12 @@ public final class NativeLibraries {
     if (given != null && !given.isBlank()) {
       return List.of(Path.of(given).toAbsolutePath().normalize());
     }
-    ClassLoader loader = NativeLibraries.class.getClassLoader();
-    Path cache = CacheDirectory.path().resolve("native");
+    return extract(
+        platform, NativeLibraries.class.getClassLoader(), CacheDirectory.path().resolve("native"));
+  }
+
+  /** Extracts the jars that a class loader sees; the platform's own comes last. */
+  static List<Path> extract(Platform platform, ClassLoader loader, Path cache) {
     NativeBundle base = base(platform, loader);
     List<Path> directories = new ArrayList<>();
     for (String backend : BACKENDS) {

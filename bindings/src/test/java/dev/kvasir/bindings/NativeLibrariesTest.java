@@ -6,8 +6,13 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.net.URL;
+import java.net.URLClassLoader;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
@@ -63,6 +68,37 @@ class NativeLibrariesTest {
     Files.delete(directory.resolve("libllama-common.so.0"));
     assertEquals(
         List.of("libggml-base.so.0", "libggml.so", "libllama.so.0", "libkvasir.so"), names());
+  }
+
+  @Test
+  void jarsOfBackendsGoBesideThePlatformsInAFixedOrder() throws Exception {
+    Path jars = directory.resolve("jars");
+    Path cache = directory.resolve("cache");
+    try (URLClassLoader loader = new URLClassLoader(new URL[] {jars.toUri().toURL()}, null)) {
+      addJar(jars, "linux-x86_64-vulkan", "libggml-vulkan.so");
+      String message =
+          assertThrows(
+                  NativeLoadException.class, () -> NativeLibraries.extract(LINUX, loader, cache))
+              .getMessage();
+      assertTrue(message.contains("classifier linux-x86_64 "), message);
+      addJar(jars, "linux-x86_64", "libggml-base.so");
+      addJar(jars, "linux-x86_64-cuda", "libggml-cuda.so");
+      addJar(jars, "linux-aarch64", "libother.so");
+      List<Path> directories = NativeLibraries.extract(LINUX, loader, cache);
+      assertEquals(3, directories.size());
+      assertTrue(Files.exists(directories.get(0).resolve("libggml-cuda.so")));
+      assertTrue(Files.exists(directories.get(1).resolve("libggml-vulkan.so")));
+      assertTrue(Files.exists(directories.get(2).resolve("libggml-base.so")));
+    }
+  }
+
+  private static void addJar(Path jars, String classifier, String library) throws Exception {
+    Path content = Files.createDirectories(jars.resolve("dev/kvasir/native/" + classifier));
+    byte[] bytes = library.getBytes(StandardCharsets.UTF_8);
+    Files.write(content.resolve(library), bytes);
+    String digest = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(bytes));
+    Files.writeString(
+        content.resolve(NativeBundle.INDEX), digest + " " + bytes.length + " " + library + "\n");
   }
 
   private List<String> names() {

@@ -79,7 +79,16 @@ class OutputShapesTest {
     for (var row : rows) {
       assertEquals(
           List.of(
-              "engine", "test", "policy", "keptFraction", "kvBytes", "rssBytes", "tokensPerSecond"),
+              "engine",
+              "test",
+              "policy",
+              "device",
+              "sequences",
+              "keptFraction",
+              "kvBytes",
+              "rssBytes",
+              "deviceBytes",
+              "tokensPerSecond"),
           fields(row));
       tests.add(
           row.get("test").asText()
@@ -103,6 +112,27 @@ class OutputShapesTest {
     assertEquals(rows.get(8).get("kvBytes").asLong(), full);
     assertEquals(full, rows.get(11).get("kvBytes").asLong());
     assertTrue(half < 0.55 * full && half > 0.4 * full, run::out);
+  }
+
+  @Test
+  void benchOfSequencesTogether() throws IOException {
+    var run =
+        CommandLineRun.onModel(
+            "", "bench", "-p", "0", "-n", "2", "-d", "0,260", "-r", "1", "-np", "1,3", "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out());
+    var tests = new ArrayList<String>();
+    rows.forEach(row -> tests.add(row.get("test").asText()));
+    assertEquals(
+        List.of("tg2", "tg2 np3", "tg2@d260", "tg2@d260 np3"), tests.stream().distinct().toList());
+    assertEquals(16, rows.size());
+    for (int row = 8; row < 12; row++) {
+      assertEquals(1, rows.get(row).get("sequences").asInt());
+      assertEquals(3, rows.get(row + 4).get("sequences").asInt());
+      double ofOne = rows.get(row).get("kvBytes").asDouble();
+      assertEquals(3, rows.get(row + 4).get("kvBytes").asDouble() / ofOne, 0.05, run::out);
+    }
   }
 
   @Test

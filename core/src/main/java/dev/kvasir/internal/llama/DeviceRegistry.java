@@ -16,6 +16,9 @@ import java.util.stream.Collectors;
 
 /** ggml's registered devices. {@link NativeRuntime#start()} comes first. */
 public final class DeviceRegistry {
+  /** The attention path of a device that Kvasir has no kernels for. */
+  static final String PORTABLE = "portable";
+
   private DeviceRegistry() {}
 
   /** All devices in ggml's order. */
@@ -113,7 +116,7 @@ public final class DeviceRegistry {
     String path =
         type == DeviceType.CPU
             ? "native kernels (" + NativeApi.kvasir_cpu_kernels().getString(0) + ")"
-            : "portable";
+            : PORTABLE;
     return new Device(
         NativeApi.ggml_backend_dev_name(device).getString(0),
         NativeApi.ggml_backend_dev_description(device).getString(0),

@@ -1,7 +1,5 @@
 package dev.kvasir.internal.llama;
 
-import dev.kvasir.Attention;
-import dev.kvasir.Device;
 import dev.kvasir.KvasirException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.kvasir_bytes;
@@ -40,8 +38,7 @@ final class NativeCacheStore implements CacheStore {
       MemorySegment score,
       MemorySegment slotPlusOne) {}
 
-  NativeCacheStore(
-      MemorySegment cache, int stream, NativeModel model, Attention attention, Arena arena) {
+  NativeCacheStore(MemorySegment cache, int stream, NativeModel model, Arena arena) {
     this.cache = cache;
     this.stream = stream;
     this.arena = arena;
@@ -69,12 +66,13 @@ final class NativeCacheStore implements CacheStore {
                 kvasir_layer_info.slot_bytes(info),
                 cells,
                 kvasir_layer_info.n_swa(info) != 0);
-        Device device = model.deviceOf(shapes[layer].layer());
         places[layer] =
             new LayerPlace(
                 shapes[layer].layer(),
-                device.name(),
-                attention == Attention.PORTABLE ? "portable" : device.attentionPath());
+                kvasir_layer_info.device(info).getString(0),
+                kvasir_layer_info.attention(info) == NativeApi.KVASIR_ATTENTION_PORTABLE()
+                    ? DeviceRegistry.PORTABLE
+                    : model.deviceOf(shapes[layer].layer()).attentionPath());
         scoresAtHand[layer] = kvasir_layer_info.scores_at_hand(info) != 0;
         mostCells = Math.max(mostCells, cells);
         allHeads += kvHeads;

@@ -99,9 +99,7 @@ public final class NativeContext implements AutoCloseable {
         cache.address() == 0
             ? List.of()
             : IntStream.range(0, sequences)
-                .mapToObj(
-                    sequence ->
-                        new NativeCacheStore(cache, sequence, model, options.attention(), arena))
+                .mapToObj(sequence -> new NativeCacheStore(cache, sequence, model, arena))
                 .toList();
     tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
     positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);

@@ -27,11 +27,24 @@ class HarbourLogTest {
   }
 
   private static BenchRow row(List<Double> rates) {
-    return new BenchRow("kvasir", "pp1", "full", 1, 1, 1, OptionalLong.empty(), rates);
+    return new BenchRow(
+        "kvasir",
+        "pp1",
+        "full",
+        "CPU",
+        1,
+        1,
+        1,
+        1,
+        OptionalLong.empty(),
+        OptionalLong.empty(),
+        rates);
   }
 
   @Test
   void unknownMemoryIsNull() {
-    assertTrue(BenchReport.json(List.of(row(List.of(1.0)))).contains("\"rssBytes\" : null"));
+    var json = BenchReport.json(List.of(row(List.of(1.0))));
+    assertTrue(json.contains("\"rssBytes\" : null"), json);
+    assertTrue(json.contains("\"deviceBytes\" : null"), json);
   }
 }

@@ -1,0 +1,199 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeFalse;
+
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.CacheReport;
+import dev.kvasir.cache.HeadProfile;
+import dev.kvasir.cache.LayerPlace;
+import dev.kvasir.cache.Profile;
+import dev.kvasir.cache.Target;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Random;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/**
+ * Sessions on the first GPU that ggml shows, against the CPU; skipped where there is none. With a
+ * Vulkan driver that renders on the CPU: {@code -Dkvasir.vulkan} and {@code
+ * GGML_VK_VISIBLE_DEVICES=0}.
+ */
+class GpuTest {
+  private static final int LAYERS = 4;
+  private static final int PROMPT = 400;
+  private static final int STEPS = 24;
+
+  @TempDir private static Path directory;
+
+  private static List<String> gpus;
+  private static Path file;
+  private static int[] text;
+
+  @BeforeAll
+  static void findGpu() {
+    gpus =
+        Devices.list().stream()
+            .filter(device -> device.type() == DeviceType.GPU)
+            .map(Device::name)
+            .toList();
+    assumeFalse(gpus.isEmpty(), "there is no GPU here");
+    file = SyntheticModels.llama(directory.resolve("llama.gguf"), LAYERS);
+    text = new Random(11).ints(PROMPT + STEPS, 3, 300).toArray();
+  }
+
+  @AfterAll
+  static void forget() {
+    text = null;
+  }
+
+  private static Model load(ModelOptions options) {
+    return Model.load(file, options);
+  }
+
+  private static ModelOptions on(String device) {
+    return ModelOptions.defaults().withDevice(device);
+  }
+
+  private static SessionOptions options() {
+    return TestModels.options().withContextSize(512);
+  }
+
+  private static CachePolicy half() {
+    return CachePolicy.fastgen().withTarget(Target.budgetFraction(0.5));
+  }
+
+  /** The logits after every step, with what the cache held at the end. */
+  private record Run(float[][] logits, CacheReport report, Profile profile) {}
+
+  private static Run run(ModelOptions model, SessionOptions options) {
+    try (Model loaded = load(model);
+        Session session = loaded.newSession(options)) {
+      float[][] logits = new float[STEPS + 1][];
+      session.evaluate(Arrays.copyOf(text, PROMPT));
+      logits[0] = session.logits();
+      for (int step = 0; step < STEPS; step++) {
+        session.evaluate(text[PROMPT + step]);
+        logits[step + 1] = session.logits();
+      }
+      return new Run(logits, session.cacheReport(), session.profile().orElse(null));
+    }
+  }
+
+  private static double divergence(Run expected, Run actual) {
+    double sum = 0;
+    for (int i = 0; i <= STEPS; i++) {
+      sum += Logits.divergence(expected.logits[i], actual.logits[i]);
+    }
+    return sum / (STEPS + 1);
+  }
+
+  @Test
+  void keepingEverythingIsAsUnmodifiedLlamaCpp() {
+    SessionOptions full = options().withCachePolicy(CachePolicy.full());
+    Run stock = run(on(gpus.getFirst()).withAdaptiveCache(false), full);
+    Run ours = run(on(gpus.getFirst()), full);
+    Run cpu = run(on("CPU").withAdaptiveCache(false), full);
+    double noise = divergence(cpu, stock);
+    double divergence = divergence(stock, ours);
+    assertTrue(divergence <= 2 * noise + 1e-5, divergence + " against " + noise);
+    assertEquals(1, ours.report.keptFraction());
+  }
+
+  @Test
+  void theSameProfileIsUsedOnTheCpu() {
+    Run gpu = run(on(gpus.getFirst()), options().withCachePolicy(half()));
+    Run cpu = run(on("CPU"), options().withCachePolicy(half()));
+    for (int head = 0; head < cpu.profile.heads().size(); head++) {
+      HeadProfile expected = cpu.profile.heads().get(head);
+      HeadProfile actual = gpu.profile.heads().get(head);
+      for (int candidate = 0; candidate < cpu.profile.candidates().size(); candidate++) {
+        assertEquals(expected.recovery(candidate), actual.recovery(candidate), 1e-3);
+      }
+    }
+    Run reused = run(on("CPU"), options().withProfile(gpu.profile));
+    assertTrue(reused.report.keptFraction() < 0.6);
+    double divergence =
+        divergence(reused, run(on(gpus.getFirst()), options().withProfile(gpu.profile)));
+    assertTrue(divergence < 1e-2, "" + divergence);
+  }
+
+  @Test
+  void everyLayerIsWhereItWasPut() {
+    SessionOptions policy = options().withCachePolicy(half());
+    Run whole = run(on(gpus.getFirst()), policy);
+    for (LayerPlace place : whole.report.layers()) {
+      assertEquals(gpus.getFirst(), place.device());
+    }
+    // the output counts as one
+    Run mixed = run(on(gpus.getFirst()).withGpuLayers(2), policy);
+    assertEquals(
+        List.of("CPU", "CPU", "CPU", gpus.getFirst()),
+        mixed.report.layers().stream().map(LayerPlace::device).toList());
+    assertTrue(
+        mixed.report.layers().getFirst().attentionPath().startsWith("native kernels"),
+        mixed.report.layers()::toString);
+    assertEquals(List.of("CPU", gpus.getFirst()), List.copyOf(mixed.report.byDevice().keySet()));
+    assertEquals(
+        mixed.report.keptBytes(),
+        mixed.report.byDevice().values().stream().mapToLong(use -> use.bytes()).sum());
+    assertTrue(divergence(whole, mixed) < 1e-2);
+    Run none = run(on(gpus.getFirst()).withGpuLayers(0), policy);
+    assertEquals(List.of("CPU"), List.copyOf(none.report.byDevice().keySet()));
+  }
+
+  @Test
+  void unmodifiedLlamaCppPutsItsLayersThere() {
+    SessionOptions full = options().withCachePolicy(CachePolicy.full());
+    Run mixed = run(on(gpus.getFirst()).withGpuLayers(3).withAdaptiveCache(false), full);
+    assertEquals(
+        List.of("CPU", "CPU", gpus.getFirst(), gpus.getFirst()),
+        mixed.report.layers().stream().map(LayerPlace::device).toList());
+  }
+
+  @Test
+  void groupsAreDecodedOnTheGpu() {
+    float[] logits = new float[3 + 256 + 64];
+    try (Model model = load(on(gpus.getFirst()));
+        SessionGroup group =
+            model.newSessionGroup(2, options().withCachePolicy(CachePolicy.uniform(0.2, 0.2)));
+        Session alone =
+            model.newSession(options().withCachePolicy(CachePolicy.uniform(0.2, 0.2)))) {
+      int[] prompt = Arrays.copyOf(text, PROMPT);
+      alone.evaluate(prompt);
+      group.prefill(0, Arrays.copyOf(text, 10));
+      group.prefill(1, prompt);
+      for (int step = 0; step < STEPS; step++) {
+        alone.evaluate(text[PROMPT + step]);
+        group.step(text[step], text[PROMPT + step]);
+        group.logits(1, logits);
+        assertTrue(Logits.divergence(alone.logits(), logits) < 1e-2);
+      }
+      assertEquals(alone.cacheReport().keptSlots(), group.cacheReport(1).keptSlots());
+    }
+  }
+
+  @Test
+  void twoGpusShareTheLayers() {
+    assumeFalse(gpus.size() < 2, "there is one GPU here");
+    SessionOptions policy = options().withCachePolicy(half());
+    Run one = run(on(gpus.getFirst()), policy);
+    Run two =
+        run(
+            ModelOptions.defaults()
+                .withDevices(gpus.subList(0, 2))
+                .withTensorSplit(List.of(2.0, 3.0)),
+            policy);
+    assertEquals(
+        List.of(gpus.get(0), gpus.get(0), gpus.get(1), gpus.get(1)),
+        two.report.layers().stream().map(LayerPlace::device).toList());
+    for (int step = 0; step <= STEPS; step++) {
+      assertEquals(Logits.best(one.logits[step]), Logits.best(two.logits[step]));
+    }
+  }
+}
