@@ -1,4 +1,5 @@
-// Bandwidth of the decode kernels against that of the device: cuda_decode_bench CUBIN [REPEATS]
+// Bandwidth of the decode kernels against that of the device: cuda_decode_bench CUBIN [REPEATS [short]]
+// For tuning, the environment: DECODE_WARPS, DECODE_STAGES, DECODE_MIN_BLOCKS, DECODE_HEAD_BLOCKS.
 // 32 layers one after another in a CUDA graph, pages in random order, one row appended to each head; medians.
 #include "decode.h"
 #include "../test/cuda/device.h"
@@ -73,7 +74,7 @@ struct shape_case {
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: cuda_decode_bench CUBIN [REPEATS]\n");
+        fprintf(stderr, "usage: cuda_decode_bench CUBIN [REPEATS [short]]\n");
         return 2;
     }
     const int repeats = argc > 2 ? atoi(argv[2]) : 15;

@@ -14,7 +14,7 @@ namespace {
 constexpr int   BLOCKS_PER_PAGE = PAGE_SLOTS / BLOCK_SLOTS;
 constexpr float HEADROOM = 8.0f; // weights are relative to 2^-8 of the largest: small ones stay normal in f16
 
-enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, OPEN, TRACK, ROW, ROW_SLOT, ROW_PAGE, ROW_CELL, ROW_POS, PAGE }; // of a decode_segment
+enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, WHERE, TRACK, ROW, ROW_SLOT, ROW_PAGE, ROW_CELL, ROW_POS, PAGE }; // of a decode_segment
 static_assert(PAGE + SEGMENT_PAGES == 32, "one lane per word");
 
 // ---- copies into shared memory ----
@@ -113,12 +113,8 @@ struct sum { // weights relative to 2^max: their sum, and their sum with two ele
     float max, weight, x, y;
 };
 
-__device__ __forceinline__ float weight_of(float max, float base) { return max == -INFINITY ? 0.0f : exp2_fast(max - base); }
-
-__device__ __forceinline__ sum join(const sum & a, const sum & b) {
-    const float m = fmaxf(a.max, b.max), fa = weight_of(a.max, m), fb = weight_of(b.max, m);
-    return {m, a.weight * fa + b.weight * fb, a.x * fa + b.x * fb, a.y * fa + b.y * fb};
-}
+// what weights are relative to: finite even if there are none
+__device__ __forceinline__ float base_of(float max) { return max == -INFINITY ? 0.0f : max; }
 
 // ---- small things ----
 
@@ -220,8 +216,10 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 
     uint32_t word = ((const uint32_t *) (p.segments + blockIdx.x))[lane];
 
-    const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16); // per stage: K, V
-    float * const rows = (float *) (shared + n_warp * stages * 16);            // [2][D] a row to append: K, V
+    // barriers: per stage of this warp K and V, then a row to append for each warp, then the queries
+    const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16), row_barrier = shared_address(shared) + (uint32_t) (n_warp * stages * 16 + warp * 8);
+    const uint32_t query_barrier = shared_address(shared) + (uint32_t) (n_warp * (stages * 16 + 8));
+    float * const rows = (float *) (shared + (n_warp * (stages * 16 + 8) + 8 + 15) / 16 * 16); // [2][D] a row to append: K, V
     float * const raw_queries = rows + 2 * D;                                  // [column][D], of the segment that comes next
     uint2 * const queries = (uint2 *) (raw_queries + NT * 8 * D);              // [depth tile][column tile][lane], wide only
     column_info * const columns = (column_info *) (queries + (NT > 1 ? KT * NT * 32 : 0));
@@ -231,46 +229,47 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     const uint32_t ring_address = shared_address(ring);
     if (lane < 2 * stages) {
         barrier_init(barriers + (uint32_t) lane * 8);
+    } else if (lane == 31) {
+        barrier_init(row_barrier);
+    } else if (threadIdx.x == 30) {
+        barrier_init(query_barrier);
     }
     barriers_ready();
+    __syncthreads();
 
     const auto field = [&](uint32_t of, int i) { return (int32_t) __shfl_sync(~0u, of, i); };
     if (field(word, HEAD) < 0) {
         return;
     }
     const int group = p.group, n_column = group * p.a.n_tokens;
-    const bool masked = p.a.mask.data && !field(word, OPEN);
+    const bool masked = p.a.mask.data && field(word, WHERE) >= 0;
     const auto segment_of = [&](int32_t head) { return (const uint32_t *) (p.segments + gridDim.x + head) + lane; };
 
-    // divisions that are hardly ever needed
-    const auto head_of_entry = [&](int32_t entry) { return p.n_pass == 1 ? entry : entry / p.n_pass; };
-    const auto stream_of = [&](int32_t head) { return p.a.n_stream == 1 ? 0 : head / p.a.pages.n_head_kv; };
+    struct place { // of a segment
+        int32_t stream, head_kv, head, first_column, n_here;
+    };
+    const auto place_of = [&](uint32_t of) {
+        const int32_t where = field(of, WHERE), stream = where >> 20 & 0x7ff, head_kv = where >> 8 & 0xfff, first_column = (where & 0xff) * (NT * 8);
+        return place{stream, head_kv, stream * p.a.pages.n_head_kv + head_kv, first_column, min(NT * 8, n_column - first_column)};
+    };
     const auto token_in = [&](int32_t column) { return p.a.n_tokens == 1 ? 0 : column / group; };
 
     // -- what is to be read next: this warp's blocks of all segments of the CTA, up to `stages` blocks ahead of the arithmetic
     const copier copies(lane);
     uint32_t next_word = word, after_word = 0;
     int next_block = 0, next_end = 0, next_first = 0, ahead = 0;
-    const int32_t * next_table = nullptr;
-    bool next_open = false; // next_word's fields have been read
     const char * from = nullptr; // the page of the block being fetched; none: there is nothing left
     int half = 0;
 
     const auto enter_next = [&] {
-        const int32_t head = field(next_word, HEAD);
         next_first = field(next_word, BEGIN);
         next_block = next_first + warp;
         next_end   = field(next_word, END);
-        next_table = p.a.pages.table + (size_t) head_of_entry(head) * (size_t) p.a.pages.table_stride;
         if (field(next_word, MORE) > 0) {
-            after_word = *segment_of(head + 1);
+            after_word = *segment_of(field(next_word, HEAD) + 1);
         }
-        next_open = true;
     };
     const auto fetch_next = [&] {
-        if (!next_open) {
-            enter_next();
-        }
         while (next_block >= next_end) {
             if (field(next_word, MORE) <= 0) {
                 from = nullptr;
@@ -285,7 +284,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         half = next_block % BLOCKS_PER_PAGE;
         next_block += n_warp;
         if (next_block < next_end && next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE >= SEGMENT_PAGES) {
-            ahead = next_table[next_block / BLOCKS_PER_PAGE];
+            ahead = p.a.pages.table[(size_t) place_of(next_word).head * (size_t) p.a.pages.table_stride + next_block / BLOCKS_PER_PAGE];
         }
     };
     const auto fetch_k = [&](int stage) {
@@ -311,29 +310,31 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
     };
 
     // -- queries and rows to append: asked for a segment ahead, as every load waits behind the blocks that are on their way
-    const auto request_queries = [&](int32_t entry) {
-        const int32_t head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
-        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column);
-        const uint32_t to = shared_address(raw_queries);
-        for (int i = threadIdx.x; i < n_here * (D / 4); i += (int) blockDim.x) {
-            const int32_t column = first_column + i / (D / 4), token = token_in(column), query_head = head_kv * group + column - token * group;
-            copy_16(to + (uint32_t) i * 16, p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + stream * p.a.q_stream_bytes + i % (D / 4) * 16);
+    const auto request_queries = [&](const place & at) {
+        if (warp != n_warp - 1) { // the one with the fewest blocks
+            return;
         }
-        copy_commit();
+        copies.begin(query_barrier, (uint32_t) at.n_here * (D * 4));
+#pragma unroll 1
+        for (int32_t i = 0; i < at.n_here; i++) {
+            const int32_t column = at.first_column + i, token = token_in(column), query_head = at.head_kv * group + column - token * group;
+            copies.template copy<D * 4>(shared_address(raw_queries) + (uint32_t) (i * D * 4),
+                                        p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + at.stream * p.a.q_stream_bytes, query_barrier);
+        }
+        copies.end(query_barrier);
     };
     const auto request_row = [&](uint32_t of) { // by the warp that will want it
         const int32_t row = field(of, ROW);
         if (row >= 0 && (field(of, ROW_SLOT) / BLOCK_SLOTS - field(of, BEGIN)) % n_warp == warp) {
-            const int32_t head = head_of_entry(field(of, HEAD)), head_kv = head - stream_of(head) * p.a.pages.n_head_kv;
-            for (int i = lane; i < 2 * (D / 4); i += 32) {
-                const char * at = i < D / 4 ? p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes : p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes;
-                copy_16(shared_address(rows) + (uint32_t) i * 16, at + i % (D / 4) * 16);
-            }
+            const int32_t head_kv = place_of(of).head_kv;
+            copies.begin(row_barrier, 2 * D * 4);
+            copies.template copy<D * 4>(shared_address(rows), p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes, row_barrier);
+            copies.template copy<D * 4>(shared_address(rows + D), p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes, row_barrier);
+            copies.end(row_barrier);
         }
-        copy_commit();
     };
-    request_queries(field(word, HEAD));
-    request_row(word);
+    request_queries(place_of(word));
+    enter_next();
     for (int i = 0; i < stages; i++) {
         fetch_next();
         if (!from) {
@@ -342,29 +343,43 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         fetch_k(i);
         fetch_v(i);
     }
+    request_row(word);
+
+    const auto finish = [&](const place & at, int32_t track, int32_t column, int32_t d, sum x) {
+        const int32_t token = token_in(at.first_column + column), query_head = at.head_kv * group + at.first_column + column - token * group;
+        if (p.a.sinks) {
+            const float sink = p.a.sinks[query_head] * LOG2_E, m = fmaxf(x.max, sink), by = exp2_fast(x.max - m);
+            x = {m, x.weight * by + exp2_fast(sink - m), x.x * by, x.y * by};
+        }
+        const float scale = x.weight > 0.0f ? __fdividef(1.0f, x.weight) : 0.0f;
+        *(float2 *) ((char *) p.out + query_head * p.out_head_bytes + token * p.out_token_bytes + at.stream * p.out_stream_bytes + d * 4) = make_float2(x.x * scale, x.y * scale);
+        if (track > 0 && d == 0) {
+            p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (at.first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
+        }
+    };
 
     const int slot_row = 8 * (g >> 1) + (g & 1); // this lane's rows of S^T are the slots slot_row + 2 * i of a block
     const uint32_t first_word = word;
     int stage = 0;
-    uint32_t parity = 0;
+    uint32_t parity = 0, query_parity = 0, row_parity = 0;
     for (;;) {
-        const int32_t entry = field(word, HEAD), head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
-        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column), n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
+        const place at = place_of(word);
+        const int32_t stream = at.stream, head_kv = at.head_kv, head = at.head, first_column = at.first_column, n_here = at.n_here, n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
         const int32_t begin = field(word, BEGIN), end = field(word, END), slots = field(word, SLOTS), more = field(word, MORE);
         const int32_t track = field(word, TRACK), n_part = field(word, N_PART);
         uint32_t following = 0;
         if (more > 0) {
-            following = *segment_of(entry + 1);
+            following = *segment_of(field(word, HEAD) + 1);
         }
         const auto token_of = [&](int32_t column) { return token_in(first_column + column); };
         const auto head_of = [&](int32_t column) { return head_kv * group + first_column + column - token_of(column) * group; };
 
         // -- queries, as f16 in units of log2
-        copy_wait<1>();
-        __syncthreads();
-        const float scale = query_scale(p.a);
+        barrier_wait(query_barrier, query_parity);
+        query_parity ^= 1;
+        const float scale = p.a.softcap != 0.0f ? __fdividef(p.a.scale, p.a.softcap) : p.a.scale * LOG2_E;
         const auto query = [&](int32_t column, int32_t k, int32_t lane_t) { // 4 elements: a lane's share of depth tile k
-            const float4 x = *(const float4 *) (raw_queries + column * D + k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4);
+            const float4 x = *(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4);
             return column < n_here ? make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale)) : make_uint2(0, 0);
         };
         uint2 q[NT == 1 ? KT : 1];
@@ -382,13 +397,9 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             columns[threadIdx.x] = {(const char *) mask_row(p.a.mask, stream, head_of((int) threadIdx.x), token_of((int) threadIdx.x)),
                                     mask_slope(p.a, head_of((int) threadIdx.x))};
         }
-        if (NT > 1 || masked || more > 0) {
+        if (NT > 1 || masked) {
             __syncthreads();
         }
-        if (more > 0) {
-            request_queries(entry + 1);
-        }
-
         // -- the blocks that rows are appended to
         const int32_t row = field(word, ROW), row_slot = field(word, ROW_SLOT);
         int32_t append_first = 0x7fffffff, append_last = -1;
@@ -426,8 +437,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             // put(slot in block, page, K row, V row, cell, pos) for each row to append to this block
             const auto for_appended = [&](auto put) {
                 if (row >= 0) {
-                    copy_wait<0>();
-                    __syncwarp();
+                    barrier_wait(row_barrier, row_parity);
                     put(row_slot % BLOCK_SLOTS, field(word, ROW_PAGE), rows, rows + D, field(word, ROW_CELL), field(word, ROW_POS));
                 } else {
                     const int32_t page = p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE];
@@ -557,9 +567,10 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
                     const float m = column_max(fmaxf(fmaxf(s[n][0][c], s[n][0][2 + c]), fmaxf(s[n][1][c], s[n][1][2 + c]))) - HEADROOM;
-                    const float higher = fmaxf(top[n][c], m), keep = weight_of(top[n][c], higher);
+                    const float higher = fmaxf(top[n][c], m);
+                    base[c] = base_of(higher);
+                    const float keep = exp2_fast(top[n][c] - base[c]);
                     top[n][c] = higher;
-                    base[c]   = higher == -INFINITY ? 0.0f : higher;
                     weight[n][c] *= keep;
 #pragma unroll
                     for (int i = 0; i < MT; i++) {
@@ -636,6 +647,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                 }
             }
             __syncwarp();
+            row_parity ^= append && row >= 0 ? 1 : 0;
             if (from) {
                 fetch_v(stage);
             }
@@ -646,65 +658,66 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         }
 
         // -- the warps' results together; to the output, or to the other CTAs of this head
-        uint4 * const place = (uint4 *) p.exchange + (size_t) (field(word, PART) == 0 ? field(word, EXCHANGE) : 2 * (field(word, EXCHANGE) / 2 + field(word, PART))) *
-                                                         (size_t) (NT * 8 * (D / 2 + 1));
+        uint4 * const mine = (uint4 *) p.exchange + (size_t) (field(word, PART) == 0 ? field(word, EXCHANGE) : 2 * (field(word, EXCHANGE) / 2 + field(word, PART))) *
+                                                        (size_t) (NT * 8 * (D / 2 + 1));
         const uint32_t epoch = (uint32_t) field(word, EPOCH);
-        const auto finish = [&](int32_t column, int32_t d, sum x) {
-            if (p.a.sinks) {
-                x = join(x, sum{p.a.sinks[head_of(column)] * LOG2_E, 1.0f, 0.0f, 0.0f});
-            }
-            const float scale_out = x.weight > 0.0f ? 1.0f / x.weight : 0.0f;
-            *(float2 *) ((char *) p.out + head_of(column) * p.out_head_bytes + token_of(column) * p.out_token_bytes + stream * p.out_stream_bytes + d * 4) =
-                make_float2(x.x * scale_out, x.y * scale_out);
-            if (track > 0 && d == 0) {
-                p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
-            }
-        };
+        const int busy = min(n_warp, end - begin);
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             if (n >= n_tile) {
                 continue;
             }
-            const float w0 = column_sum(weight[n][0]), w1 = column_sum(weight[n][1]);
             if (g == 0) {
-                tile_max[warp * 8 + 2 * t] = top[n][0];
-                tile_max[warp * 8 + 2 * t + 1] = top[n][1];
-                tile_sum[warp * 8 + 2 * t] = w0;
-                tile_sum[warp * 8 + 2 * t + 1] = w1;
+                *(float2 *) (tile_max + warp * 8 + 2 * t) = make_float2(top[n][0], top[n][1]);
+            }
+            float sums[2] = {column_sum(weight[n][0]), column_sum(weight[n][1])};
+            __syncthreads();
+            if (n == 0 && more > 0) { // nobody wants this segment's queries and row any more
+                request_queries(place_of(following));
+                request_row(following);
+            }
+            float all[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+            for (int o = 0; o < DECODE_MAX_WARPS; o++) {
+                const float2 x = *(const float2 *) (tile_max + (o < busy ? o : 0) * 8 + 2 * t);
+                all[0] = fmaxf(all[0], x.x);
+                all[1] = fmaxf(all[1], x.y);
             }
 #pragma unroll
             for (int c = 0; c < 2; c++) {
+                const float by = exp2_fast(top[n][c] - base_of(all[c]));
+                if (g == 0) {
+                    tile_sum[warp * 8 + 2 * t + c] = sums[c] * by;
+                }
                 if (n * 8 + 2 * t + c < n_here) {
                     float * to = tile + (warp * 8 + 2 * t + c) * TILE_ROW + g;
 #pragma unroll
                     for (int i = 0; i < MT; i++) {
-                        to[16 * i] = acc[n][i][c];
-                        to[16 * i + 8] = acc[n][i][2 + c];
+                        to[16 * i] = acc[n][i][c] * by;
+                        to[16 * i + 8] = acc[n][i][2 + c] * by;
                     }
                 }
             }
             __syncthreads();
-            if (n == 0 && more > 0) { // nobody wants this segment's row any more
-                request_row(following);
-            }
+#pragma unroll 1
             for (int i = threadIdx.x; i < min(8, n_here - n * 8) * (D / 2); i += (int) blockDim.x) {
-                const int column = i / (D / 2), d = i % (D / 2) * 2, busy = min(n_warp, end - begin);
+                const int column = i / (D / 2), d = i % (D / 2) * 2;
                 sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
-                for (int o = 0; o < busy; o++) {
-                    x.max = fmaxf(x.max, tile_max[o * 8 + column]);
-                }
-                for (int o = 0; o < busy; o++) {
-                    const float by = weight_of(tile_max[o * 8 + column], x.max);
-                    const float2 y = *(const float2 *) (tile + (o * 8 + column) * TILE_ROW + d);
-                    x.weight += by * tile_sum[o * 8 + column];
-                    x.x += by * y.x;
-                    x.y += by * y.y;
+#pragma unroll
+                for (int o = 0; o < DECODE_MAX_WARPS; o++) {
+                    if (o < busy) {
+                        const float2 y = *(const float2 *) (tile + (o * 8 + column) * TILE_ROW + d);
+                        x.max = fmaxf(x.max, tile_max[o * 8 + column]);
+                        x.weight += tile_sum[o * 8 + column];
+                        x.x += y.x;
+                        x.y += y.y;
+                    }
                 }
                 if (n_part == 1) {
-                    finish(n * 8 + column, d, x);
+                    finish(at, track, n * 8 + column, d, x);
                     continue;
                 }
-                uint4 * const to = place + (n * 8 + column) * (D / 2 + 1);
+                uint4 * const to = mine + (n * 8 + column) * (D / 2 + 1);
                 send(to + d / 2, x.x, x.y, epoch);
                 if (d == 0) {
                     send(to + D / 2, x.max, x.weight, epoch);
@@ -719,64 +732,73 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         break;
     }
 
-    // -- heads that other CTAs share: every CTA puts together its share of the elements
+    // -- heads that other CTAs share: every CTA puts together its share of the elements. Of two such heads each gets half of the warps.
+    const bool other_last = field(word, HEAD) != field(first_word, HEAD);
+    const bool halves = n_warp > 1 && other_last && field(first_word, N_PART) > 1 && field(word, N_PART) > 1;
+    const int sharers = halves ? n_warp / 2 : n_warp, sharer = halves ? warp / 2 : warp;
     for (int turn = 0; turn < 2; turn++) {
         const uint32_t of = turn ? word : first_word;
         const int32_t n_part = field(of, N_PART);
-        if (n_part == 1 || (turn && field(of, HEAD) == field(first_word, HEAD))) {
+        if (n_part == 1 || (turn && !other_last) || (halves && warp % 2 != turn)) {
             continue;
         }
-        constexpr int LANES = 8, AT_ONCE = 4; // lanes per pair of elements, parts that a lane looks at at once
-        const int32_t entry = field(of, HEAD), head = head_of_entry(entry), stream = stream_of(head), head_kv = head - stream * p.a.pages.n_head_kv;
-        const int32_t first_column = (entry - head * p.n_pass) * (NT * 8), n_here = min(NT * 8, n_column - first_column), part = field(of, PART), track = field(of, TRACK);
-        const int32_t place = field(of, EXCHANGE), pairs = n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
+        constexpr int LANES = 8, AT_ONCE = 3; // lanes per pair of elements, parts that a lane looks at at once
+        const place at = place_of(of);
+        const int32_t part = field(of, PART), track = field(of, TRACK), place0 = field(of, EXCHANGE);
+        const int32_t pairs = at.n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
         const uint32_t epoch = (uint32_t) field(of, EPOCH);
-        for (int32_t i0 = begin; i0 < end; i0 += (int32_t) blockDim.x / LANES) {
-            const int32_t i = i0 + (int32_t) threadIdx.x / LANES, column = i / (D / 2), d = i % (D / 2);
+#pragma unroll 1
+        for (int32_t i0 = begin + sharer * (32 / LANES); i0 < end; i0 += sharers * (32 / LANES)) {
+            const int32_t i = min(i0 + lane / LANES, end - 1), column = i / (D / 2), d = i % (D / 2);
             sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
-            if (i < end) {
-                for (int32_t o0 = (int32_t) threadIdx.x % LANES; o0 < n_part; o0 += LANES * AT_ONCE) {
-                    uint4 value[AT_ONCE], weight[AT_ONCE];
-                    bool all;
-                    do {
-                        all = true;
+#pragma unroll 1
+            for (int32_t o0 = lane % LANES; o0 < n_part; o0 += LANES * AT_ONCE) {
+                uint4 value[AT_ONCE], weight[AT_ONCE];
+                bool all;
+                do {
+                    all = true;
 #pragma unroll
-                        for (int u = 0; u < AT_ONCE; u++) {
-                            const int32_t o = o0 + u * LANES;
-                            if (o < n_part) {
-                                const uint4 * at = (const uint4 *) p.exchange + ((size_t) (o == 0 ? place : 2 * (place / 2 + o)) * (NT * 8) + (size_t) column) * (D / 2 + 1);
-                                value[u]  = look(at + d);
-                                weight[u] = look(at + D / 2);
-                            }
-                        }
-#pragma unroll
-                        for (int u = 0; u < AT_ONCE; u++) {
-                            all = all && (o0 + u * LANES >= n_part || (arrived(value[u], epoch) && arrived(weight[u], epoch)));
-                        }
-                    } while (!all);
+                    for (int u = 0; u < AT_ONCE; u++) { // past the last one: the first again
+                        const int32_t o = o0 + u * LANES < n_part ? o0 + u * LANES : o0;
+                        const uint4 * from_part = (const uint4 *) p.exchange + ((size_t) (o == 0 ? place0 : 2 * (place0 / 2 + o)) * (NT * 8) + (size_t) column) * (D / 2 + 1);
+                        value[u]  = look(from_part + d);
+                        weight[u] = look(from_part + D / 2);
+                    }
 #pragma unroll
                     for (int u = 0; u < AT_ONCE; u++) {
-                        if (o0 + u * LANES < n_part) {
-                            x = join(x, sum{__uint_as_float(weight[u].x), __uint_as_float(weight[u].z), __uint_as_float(value[u].x), __uint_as_float(value[u].z)});
-                        }
+                        all = all && arrived(value[u], epoch) && arrived(weight[u], epoch);
                     }
+                } while (!all);
+                float m = x.max;
+#pragma unroll
+                for (int u = 0; u < AT_ONCE; u++) {
+                    m = fmaxf(m, __uint_as_float(weight[u].x));
+                }
+                const float base = base_of(m), keep = exp2_fast(x.max - base);
+                x = {m, x.weight * keep, x.x * keep, x.y * keep};
+#pragma unroll
+                for (int u = 0; u < AT_ONCE; u++) {
+                    const float by = o0 + u * LANES < n_part ? exp2_fast(__uint_as_float(weight[u].x) - base) : 0.0f;
+                    x.weight += by * __uint_as_float(weight[u].z);
+                    x.x += by * __uint_as_float(value[u].x);
+                    x.y += by * __uint_as_float(value[u].z);
                 }
             }
+            float m = x.max;
 #pragma unroll
             for (int o = 1; o < LANES; o *= 2) {
-                x = join(x, sum{__shfl_xor_sync(~0u, x.max, o), __shfl_xor_sync(~0u, x.weight, o), __shfl_xor_sync(~0u, x.x, o), __shfl_xor_sync(~0u, x.y, o)});
+                m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
             }
-            if (i < end && threadIdx.x % LANES == 0) {
-                const int32_t token = token_in(first_column + column), query_head = head_kv * group + first_column + column - token * group;
-                if (p.a.sinks) {
-                    x = join(x, sum{p.a.sinks[query_head] * LOG2_E, 1.0f, 0.0f, 0.0f});
-                }
-                const float scale_out = x.weight > 0.0f ? 1.0f / x.weight : 0.0f;
-                *(float2 *) ((char *) p.out + query_head * p.out_head_bytes + token * p.out_token_bytes + stream * p.out_stream_bytes + d * 8) =
-                    make_float2(x.x * scale_out, x.y * scale_out);
-                if (track > 0 && d == 0) {
-                    p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
-                }
+            const float keep = exp2_fast(x.max - base_of(m));
+            x = {m, x.weight * keep, x.x * keep, x.y * keep};
+#pragma unroll
+            for (int o = 1; o < LANES; o *= 2) {
+                x.weight += __shfl_xor_sync(~0u, x.weight, o);
+                x.x += __shfl_xor_sync(~0u, x.x, o);
+                x.y += __shfl_xor_sync(~0u, x.y, o);
+            }
+            if (i0 + lane / LANES < end && lane % LANES == 0) {
+                finish(at, track, column, d * 2, x);
             }
         }
     }
@@ -945,7 +967,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
                 case N_PART:   word = last_piece - first_piece + 1; break;
                 case EXCHANGE: word = 2 * first_piece + (cuts[first_piece] == cut{head, 0} ? 0 : 1); break;
                 case EPOCH:    word = (int32_t) epoch; break;
-                case OPEN:     word = layer.open ? *layer.open : 0; break;
+                case WHERE:    word = stream << 20 | head_kv << 8 | head % layer.n_pass | (layer.open && *layer.open ? (int32_t) 0x80000000u : 0); break;
                 case TRACK:    word = layer.track ? layer.track[store_head] : 0; break;
                 case ROW:      word = row; break;
                 case ROW_SLOT: word = row_slot; break;

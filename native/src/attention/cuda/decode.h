@@ -31,7 +31,7 @@ struct decode_segment {
     int32_t  part, n_part;  // of the head
     int32_t  exchange;      // place of part 0; part i > 0 has place 2 * (exchange / 2 + i)
     uint32_t epoch;         // of this plan and layer: marks what is exchanged
-    int32_t  open;
+    int32_t  where;         // sign: every slot is seen; stream << 20 | KV head << 8 | pass
     int32_t  track;         // region of scores + 1; 0: the head is not tracked
     int32_t  row;           // appended to one of these blocks; -1: none, -2: several are appended to the head
     int32_t  row_slot, row_page, row_cell, row_pos;
@@ -71,7 +71,7 @@ struct decode_params {
     int32_t                group;   // query heads of a KV head
     float *                out;     // [dv][n_head][n_tokens][n_stream]
     int64_t                out_head_bytes, out_token_bytes, out_stream_bytes;
-    // rows to append, before they are read; f32
+    // rows to append, before they are read; f32, aligned to 16 bytes as queries are
     const char *           k;
     const char *           v;
     int64_t                k_token_bytes, k_head_bytes, v_token_bytes, v_head_bytes;
@@ -104,12 +104,12 @@ constexpr uint32_t decode_stage_bytes(int32_t type_k, int32_t type_v, int32_t di
 }
 
 constexpr int32_t DECODE_MAX_WARPS   = 8;
-constexpr int32_t DECODE_HEAD_BLOCKS = 3;
+constexpr int32_t DECODE_HEAD_BLOCKS = 8;
 constexpr int32_t DECODE_ROW_PAD   = 4; // floats: lanes of a column tile then write to different banks
 
 // shared memory beside the stages: barriers, a row of K and V, queries, columns, accumulators of all warps with their maxima and sums
 constexpr uint32_t decode_fixed_bytes(int32_t dim, int32_t tiles, int32_t warps, int32_t stages) {
-    const uint32_t bytes = (uint32_t) (warps * stages * 16 + 2 * dim * 4 + tiles * 8 * dim * 4 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) + tiles * 8 * 16 +
+    const uint32_t bytes = (uint32_t) ((warps * (stages * 16 + 8) + 8 + 15) / 16 * 16 + 2 * dim * 4 + tiles * 8 * dim * 4 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) + tiles * 8 * 16 +
                                        warps * 8 * (dim + DECODE_ROW_PAD) * 4 + warps * 8 * 8);
     return (bytes + 127) / 128 * 128;
 }
@@ -125,7 +125,7 @@ inline decode_shape make_decode_shape(const page_format & f, int32_t group, int3
     const int32_t tiles = columns > 8 ? decode_wide_tiles(d) : 1;
     const uint32_t stage = decode_stage_bytes(f.type_k, f.type_v, d);
     // Every load waits behind those that are on their way: no more than keeps the memory busy.
-    constexpr uint32_t in_flight = 132 * 1024;
+    constexpr uint32_t in_flight = 144 * 1024;
     int32_t warps = DECODE_MAX_WARPS;
     while (warps > 1 && decode_fixed_bytes(d, tiles, warps, 1) + (uint32_t) warps * stage > shared_limit) {
         warps /= 2;
