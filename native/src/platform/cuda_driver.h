@@ -74,6 +74,7 @@ struct mem_access { // CUmemAccessDesc
     X(cuFuncSetAttribute, "", (function, int, int) )                                                                   \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor, "", (int *, function, int, size_t) )                                \
     X(cuLaunchKernel, "", (function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, stream, void **, void **) ) \
+    X(cuLaunchCooperativeKernel, "", (function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, stream, void **) ) \
     X(cuStreamCreate, "", (stream *, unsigned) )                                                                       \
     X(cuStreamDestroy, "_v2", (stream) )                                                                               \
     X(cuStreamSynchronize, "", (stream) )                                                                              \

@@ -44,6 +44,12 @@ public:
         check(cu().cuLaunchKernel(find(kernel, shared), grid_x, grid_y, grid_z, block, 1, 1, shared, s, arguments, nullptr), kernel);
     }
 
+    // Launches one whose blocks wait for one another: the driver starts it only when all of them find a place.
+    template <typename P> void launch_together(stream s, const char * kernel, uint32_t grid, uint32_t block, uint32_t shared, const P & p) {
+        void * arguments[] = {const_cast<P *>(&p)};
+        check(cu().cuLaunchCooperativeKernel(find(kernel, shared), grid, 1, 1, block, 1, 1, shared, s, arguments), kernel);
+    }
+
 private:
     struct kernel_entry {
         function f      = nullptr;

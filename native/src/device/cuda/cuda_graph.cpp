@@ -350,7 +350,7 @@ void cuda_graph::launch_few(operation & op) {
         p.lse    = (float *) scores_.at(op.lse_at);
         p.score_stride = op.score_stride;
     }
-    gpu_->launch(store_->queue(), op.shape.kernel, op.shape.grid, 1, 1, op.shape.block, op.shape.shared, p);
+    gpu_->launch_together(store_->queue(), op.shape.kernel, op.shape.grid, op.shape.block, op.shape.shared, p);
 }
 
 void cuda_graph::launch_many(operation & op) {
