@@ -127,15 +127,16 @@ const void * store_graph::host_data(const ggml_tensor * t) {
 
 const placement & store_graph::place(const layer & l, ggml_type type, const void * cells, int64_t n) {
     for (size_t i = 0; i < n_placements_; i++) {
-        if (placements_[i].cells == cells && placements_[i].n_cells == l.n_cells && placements_[i].cell.size() == (size_t) n) {
-            return placements_[i];
+        const placement & known = placements_[i];
+        if (known.n_cells == l.n_cells && known.cell.size() == (size_t) n && std::find(known.cells.begin(), known.cells.end(), cells) != known.cells.end()) {
+            return known;
         }
     }
     if (n_placements_ == placements_.size()) {
         placements_.emplace_back();
     }
-    placement & p = placements_[n_placements_++];
-    p.cells     = cells;
+    placement & p = placements_[n_placements_];
+    p.cells     = {cells};
     p.n_cells   = l.n_cells;
     p.ascending = true;
     p.stream.resize((size_t) n);
@@ -143,7 +144,7 @@ const placement & store_graph::place(const layer & l, ggml_type type, const void
     p.rank.resize((size_t) n);
     p.count.assign((size_t) l.n_stream, 0);
     p.first.assign((size_t) l.n_stream, 0);
-    std::vector<int32_t> last((size_t) l.n_stream, -1);
+    p.last.assign((size_t) l.n_stream, -1);
     for (size_t i = 0; i < (size_t) n; i++) {
         const int64_t row = index_of(type, cells, (int64_t) i);
         if (row < 0 || row >= (int64_t) l.n_stream * l.n_cells) {
@@ -156,9 +157,17 @@ const placement & store_graph::place(const layer & l, ggml_type type, const void
         if (p.rank[i] == 0) {
             p.first[stream] = p.cell[i];
         }
-        p.ascending  = p.ascending && p.cell[i] > last[stream];
-        last[stream] = p.cell[i];
+        p.ascending    = p.ascending && p.cell[i] > p.last[stream];
+        p.last[stream] = p.cell[i];
     }
+    for (size_t i = 0; i < n_placements_; i++) { // V has indices of its own, the same ones
+        placement & known = placements_[i];
+        if (known.n_cells == p.n_cells && known.cell == p.cell && known.stream == p.stream) {
+            known.cells.push_back(cells);
+            return known;
+        }
+    }
+    n_placements_++;
     return p;
 }
 

@@ -86,6 +86,7 @@ void layer::append(const placement & p) {
         for (int32_t head = 0; p.count[(size_t) stream] > 0 && head < n_head_kv; head++) {
             const int i = index(stream, head);
             heads[(size_t) i].n += p.count[(size_t) stream];
+            heads[(size_t) i].max_cell = p.last[(size_t) stream];
             touched_[(size_t) i] = std::max(touched_[(size_t) i], heads[(size_t) i].n);
         }
     }
@@ -107,7 +108,6 @@ void layer::write_placed() {
                 h.pos[slot]   = query_pos[t];
                 h.score[slot] = 0;
                 slot_plus_1[(size_t) i][cell] = ++slot;
-                h.max_cell = cell;
             }
             for (int32_t c = 0; c < sums_per_slot_; c++) {
                 std::fill(sums(i, c) + before_[(size_t) i], sums(i, c) + slot, 0.0f);

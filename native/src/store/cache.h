@@ -34,11 +34,11 @@ struct side {
 
 // Where the tokens of one graph go: the layers of one of llama.cpp's caches share it.
 struct placement {
-    const void *         cells = nullptr;  // the indices that llama.cpp gave, [n]
+    std::vector<const void *> cells;       // the indices that llama.cpp gave, [n]: those of K, those of V
     int32_t              n_cells = 0;      // of one stream
     std::vector<int32_t> stream, cell;     // [n]
     std::vector<int32_t> rank;             // [n] among the tokens of the stream
-    std::vector<int32_t> count, first;     // [stream] tokens, and the cell of the first one
+    std::vector<int32_t> count, first, last; // [stream] tokens, and the cells of the first and the last one
     bool                 ascending = true; // the cells of each stream do
 };
 
