@@ -236,6 +236,7 @@ template <int D, int WARPS> __device__ __forceinline__ void run(const prefill_pa
                 lo = min(lo, pos[i]);
                 hi = max(hi, pos[i]);
             }
+            __syncwarp();
             pos_lo = __reduce_min_sync(~0u, lo);
             pos_hi = __reduce_max_sync(~0u, hi);
         } else {
@@ -568,6 +569,7 @@ template <int D, int WARPS> __device__ __forceinline__ void run(const prefill_pa
                                 y = c + 1 < left && cell.y < a.mask.n_kv ? y + slope * __half2float(mask[cell.y]) : -INFINITY;
                             }
                         }
+                        __syncwarp(); // lanes may have parted
                     }
                 }
 
@@ -723,6 +725,7 @@ extern "C" __global__ void __launch_bounds__(128) mask_views(const __grid_consta
             bits |= x == 0xfc00 ? VIEW_HIDDEN : (x & 0x7fff) == 0 ? VIEW_OPEN : VIEW_BIASED;
         }
     }
+    __syncwarp();
     bits = __reduce_or_sync(~0u, bits);
     if (lane == 0) {
         p.views[(size_t) blockIdx.y * cell_blocks + block] = (uint8_t) bits;

@@ -76,7 +76,8 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
             const int32_t slot0 = item * SLOTS, own0 = slot0 + warp * 16 * WM; // of the CTA, of the warp
             __syncthreads();
             load_keys<D, SLOTS, ROW>(a.pages, head, slot0, n, shared);
-            char * const page = own0 < n ? a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + own0 / PAGE_SLOTS] * f.bytes : nullptr; // all of a warp's slots lie in it
+            const bool any = own0 < n;
+            char * const page = any ? a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + own0 / PAGE_SLOTS] * f.bytes : nullptr; // all of a warp's slots lie in it
             copy_wait<0>();
             __syncthreads();
             uint32_t kf[D / 16][WM][4];
@@ -88,38 +89,27 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                 }
             }
             // a thread's slots: fragment m, rows g and g + 8
-            int32_t key[WM][2], cell[WM][2], key_lo = INT32_MAX, key_hi = INT32_MIN;
+            int32_t key[WM][2], cell[WM][2], key_lo = INT32_MAX, key_hi = INT32_MIN, cell_lo = INT32_MAX, cell_hi = INT32_MIN;
             #pragma unroll
             for (int m = 0; m < WM; m++) {
                 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int32_t slot = own0 + m * 16 + h * 8 + g;
-                    key[m][h] = INT32_MAX;
-                    cell[m][h] = INT32_MAX;
-                    if (slot < n) {
-                        key[m][h]  = ((const int32_t *) (page + f.pos))[slot % PAGE_SLOTS];
-                        cell[m][h] = ((const int32_t *) (page + f.cell))[slot % PAGE_SLOTS];
-                        key_lo = min(key_lo, key[m][h]);
-                        key_hi = max(key_hi, key[m][h]);
-                    }
+                    const int32_t pos = any ? ((const int32_t *) (page + f.pos))[slot % PAGE_SLOTS] : 0; // a page is always whole
+                    const int32_t label = any ? ((const int32_t *) (page + f.cell))[slot % PAGE_SLOTS] : 0;
+                    key[m][h]  = slot < n ? pos : INT32_MAX;
+                    cell[m][h] = slot < n ? label : INT32_MAX;
+                    key_lo  = min(key_lo, key[m][h]);
+                    key_hi  = max(key_hi, slot < n ? pos : INT32_MIN);
+                    cell_lo = min(cell_lo, cell[m][h]);
+                    cell_hi = max(cell_hi, slot < n ? label : INT32_MIN);
                 }
             }
             key_lo = __reduce_min_sync(~0u, key_lo);
             key_hi = __reduce_max_sync(~0u, key_hi);
-            int32_t cell_lo = INT32_MAX, cell_hi = INT32_MIN;
-            if (a.mask.data) {
-                #pragma unroll
-                for (int m = 0; m < WM; m++) {
-                    #pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        cell_lo = min(cell_lo, cell[m][h]);
-                        cell_hi = max(cell_hi, cell[m][h] == INT32_MAX ? INT32_MIN : cell[m][h]);
-                    }
-                }
-                cell_lo = __reduce_min_sync(~0u, cell_lo);
-                cell_hi = __reduce_max_sync(~0u, cell_hi);
-            }
-            const bool full = own0 + 16 * WM <= n, any = own0 < n;
+            cell_lo = __reduce_min_sync(~0u, cell_lo);
+            cell_hi = __reduce_max_sync(~0u, cell_hi);
+            const bool full = own0 + 16 * WM <= n;
 
             float sum[WM][2], late[WM][2];
             #pragma unroll
@@ -285,6 +275,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                                 }
                             }
                         }
+                        __syncwarp(); // lanes may have parted
                     }
                     #pragma unroll
                     for (int j = 0; j < NJ; j++) {

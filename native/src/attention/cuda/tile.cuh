@@ -93,6 +93,7 @@ __device__ __forceinline__ uint32_t view_of(const attention_params & a, int32_t 
         const int32_t c = i % nc, b = i / nc % nb, h = i / nc / nb;
         bits |= m.views[((size_t) (stream % m.n_stream * m.n_head + (first_head + h) % m.n_head) * token_blocks + b0 + b) * cell_blocks + c0 + c];
     }
+    __syncwarp();
     return __reduce_or_sync(~0u, bits);
 }
 
