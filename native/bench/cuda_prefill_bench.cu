@@ -53,7 +53,7 @@ float median_us(const std::function<void()> & work) {
     return all[all.size() / 2];
 }
 
-void bench(const char * name, int32_t dim, int32_t type, int32_t n_head_kv, int32_t group, int32_t tokens, int32_t slots, int32_t n_sm, bool causal) {
+void bench(const char * name, int32_t dim, int32_t type, int32_t n_head_kv, int32_t group, int32_t tokens, int32_t slots, device_limits limits, bool causal) {
     std::mt19937 random(1);
     const page_format f = make_page_format(type, type, dim, dim);
     const int32_t stride = (slots + PAGE_SLOTS - 1) / PAGE_SLOTS, n_head = n_head_kv * group;
@@ -83,9 +83,9 @@ void bench(const char * name, int32_t dim, int32_t type, int32_t n_head_kv, int3
     a.n_stream = 1, a.n_head = n_head, a.n_tokens = tokens, a.causal = causal;
     a.scale = 1.0f / std::sqrt((float) dim);
     p.out = out.data, p.out_head_bytes = dim * 4, p.out_token_bytes = (int64_t) n_head * dim * 4, p.out_stream_bytes = (int64_t) tokens * n_head * dim * 4;
-    device_array<char> partial(prefill_workspace_bytes(a, n_sm)), workspace(statistic_workspace_bytes(a));
+    device_array<char> partial(prefill_workspace_bytes(a, limits)), workspace(statistic_workspace_bytes(a));
     device_array<int32_t> arrived((size_t) prefill_tiles(a));
-    p.partial = (float *) partial.data, p.arrived = arrived.data, p.lse = lse.data;
+    p.partial = (float *) partial.data, p.arrived = arrived.data, p.lse = lse.data, p.stages = prefill_stages(a, limits);
 
     std::vector<int32_t> bounds = {16, 32, 64};
     for (int32_t i = 1; i <= 6; i++) {
@@ -99,11 +99,11 @@ void bench(const char * name, int32_t dim, int32_t type, int32_t n_head_kv, int3
 
     const double pairs = causal ? (double) tokens * (slots - tokens) + 0.5 * (double) tokens * (tokens + 1) : (double) tokens * slots;
     const double flop = 4.0 * pairs * dim * n_head;
-    const float us = median_us([&] { start(prefill_launch(a, n_sm), p); });
+    const float us = median_us([&] { start(prefill_launch(a, limits), p); });
     const float queries_us = median_us([&] { start(statistic_queries_launch(a), st); });
     const float statistic_us = median_us([&] {
         start(statistic_queries_launch(a), st);
-        start(statistic_launch(a, n_sm), st);
+        start(statistic_launch(a, limits.n_sm), st);
     });
     CHECK(cudaDeviceSynchronize());
     printf("%-34s %4d queries %6d slots %-6s: %8.1f us %6.1f TFLOP/s; statistic %8.1f us (queries %4.1f) = %5.1f%% (%6.1f TFLOP/s)\n", name, tokens, slots, causal ? "causal" : "all",
@@ -128,7 +128,7 @@ int main(int argc, char ** argv) {
     };
     for (const auto & b : all) {
         if (argc < 2 || strstr(b.name, argv[1])) {
-            bench(b.name, b.dim, b.type, b.n_head_kv, b.group, b.tokens, b.slots, device.multiProcessorCount, b.causal);
+            bench(b.name, b.dim, b.type, b.n_head_kv, b.group, b.tokens, b.slots, {device.multiProcessorCount, (uint32_t) device.sharedMemPerMultiprocessor}, b.causal);
         }
     }
     return 0;

@@ -230,7 +230,7 @@ void run(int32_t dim, int32_t type_k, int32_t type_v, uint32_t seed) {
             }
         }
         device_array<move_item> d_moves(moves);
-        const move_params m{d_layers.data, columns.data, d_moves.data, (int32_t) moves.size()};
+        const move_params m{d_layers.data, columns.data, d_moves.data};
         start(move_launch((int32_t) moves.size()), m);
         CHECK(cudaDeviceSynchronize());
         const std::vector<float> moved_buckets = d_buckets.get();

@@ -43,7 +43,7 @@ struct attention_params {
     const int32_t * query_pos; // [n_stream][n_tokens]; read with causal, and by the statistic
     const float *   sinks;     // [n_head], or none
     int32_t         n_stream, n_head, n_tokens;
-    int32_t         causal;    // a slot is seen iff its position <= the query's: instead of a mask that says just that
+    int32_t         causal;    // a slot is seen iff its position <= the query's: instead of a mask that says just that, which is not read then
     float           scale, softcap, max_bias;
 };
 
@@ -52,19 +52,20 @@ struct prefill_params {
     float *   out;             // [dv][n_head][n_tokens][n_stream]
     int64_t   out_head_bytes, out_token_bytes, out_stream_bytes;
     float *   lse;             // [n_stream][n_head][n_tokens]: log2 of a row's sum of weights (+inf: it sees nothing); or none
+    int32_t   stages;          // prefill_stages
     float *   partial;         // prefill_workspace_bytes
     int32_t * arrived;         // [prefill_tiles], zero before the first launch; every launch leaves it zero
 };
 
+// shared: dynamic, beside what a kernel has of its own; above 40 KiB it must be allowed (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
 struct launch {
     const char * kernel; // none: there is no kernel for this shape
     uint32_t     grid_x, grid_y, block, shared;
 };
 
-constexpr int32_t PREFILL_THREADS = 128;
 constexpr int32_t PREFILL_LIST    = 256; // key blocks that are looked through at a time
 
-// 16 rows a warp need no more than the shape has; head dim 256 leaves no registers for 32
+// 16 rows a warp: 8 warps or 4; head dim 256 leaves room for 4
 inline int32_t prefill_rows(const attention_params & a) {
     const int64_t rows = (int64_t) a.n_tokens * (a.n_head / a.pages.n_head_kv);
     return a.pages.format.dim_k <= 128 && rows > 64 ? 128 : 64;
@@ -75,22 +76,40 @@ inline int32_t prefill_tiles(const attention_params & a) {
     return a.n_stream * a.pages.n_head_kv * ((a.n_tokens * (a.n_head / a.pages.n_head_kv) + rows - 1) / rows);
 }
 
-inline uint32_t prefill_ctas(const attention_params & a, int32_t n_sm) { return (uint32_t) (n_sm * (prefill_rows(a) == 64 && a.pages.format.dim_k <= 128 ? 3 : 2)); }
-
-inline size_t prefill_workspace_bytes(const attention_params & a, int32_t n_sm) {
-    return (size_t) prefill_ctas(a, n_sm) * 2 * (size_t) prefill_rows(a) * (size_t) (a.pages.format.dim_v + 2) * sizeof(float);
-}
+// what matters of a device: cudaDevAttrMultiProcessorCount and cudaDevAttrMaxSharedMemoryPerMultiprocessor
+struct device_limits {
+    int32_t  n_sm;
+    uint32_t shared_per_sm;
+};
 
 constexpr int32_t key_block(int32_t dim) { return dim > 128 ? 32 : 64; }
 
 // q8_0 is brought in as it lies and unpacked in shared memory
-constexpr uint32_t prefill_shared(int32_t dim, int32_t rows, bool quantized) {
-    const int32_t keys = key_block(dim);
-    return (uint32_t) (rows * (dim * 2 + 16) + keys * (dim * 2 + 16) + dim * (keys * 2 + 16) +
-                       (quantized ? 2 * keys * (dim + dim / Q8_BLOCK * 2) : 0));
+constexpr uint32_t prefill_shared(int32_t dim, int32_t rows, bool raw_k, bool raw_v, int32_t stages) {
+    const int32_t keys = key_block(dim), raw = keys * (dim + dim / Q8_BLOCK * 2), k = keys * (dim * 2 + 16), v = dim * (keys * 2 + 16);
+    return (uint32_t) (rows * (dim * 2 + 16) + k + v + (raw_k ? stages * raw : (stages - 1) * k) + (raw_v ? stages * raw : (stages - 1) * v));
+}
+inline uint32_t prefill_shared(const attention_params & a, int32_t stages) {
+    return prefill_shared(a.pages.format.dim_k, prefill_rows(a), a.pages.format.type_k == Q8_0, a.pages.format.type_v == Q8_0, stages);
 }
 
-inline launch prefill_launch(const attention_params & a, int32_t n_sm) {
+constexpr uint32_t PREFILL_STATIC_SHARED = 6 * 1024; // of a CTA, at most, with what the driver keeps
+
+// of a multiprocessor: all that its registers hold
+inline int32_t prefill_resident(const attention_params & a) { return prefill_rows(a) == 128 ? 1 : 2; }
+
+// two key blocks at a time where they fit: prefill_params::stages
+inline int32_t prefill_stages(const attention_params & a, const device_limits & device) {
+    return (uint32_t) prefill_resident(a) * (prefill_shared(a, 2) + PREFILL_STATIC_SHARED) <= device.shared_per_sm ? 2 : 1;
+}
+
+inline uint32_t prefill_ctas(const attention_params & a, const device_limits & device) { return (uint32_t) (device.n_sm * prefill_resident(a)); }
+
+inline size_t prefill_workspace_bytes(const attention_params & a, const device_limits & device) {
+    return (size_t) prefill_ctas(a, device) * 2 * (size_t) prefill_rows(a) * (size_t) (a.pages.format.dim_v + 2) * sizeof(float);
+}
+
+inline launch prefill_launch(const attention_params & a, const device_limits & device) {
     const page_format & f = a.pages.format;
     const bool wide = prefill_rows(a) == 128, quantized = f.type_k == Q8_0 || f.type_v == Q8_0;
     const char * name = nullptr;
@@ -104,7 +123,7 @@ inline launch prefill_launch(const attention_params & a, int32_t n_sm) {
             default:  break;
         }
     }
-    return {name, prefill_ctas(a, n_sm), 1, (uint32_t) PREFILL_THREADS, prefill_shared(f.dim_k, wide ? 128 : 64, quantized)};
+    return {name, prefill_ctas(a, device), 1, (uint32_t) prefill_rows(a) * 2, prefill_shared(a, prefill_stages(a, device))};
 }
 
 struct mask_views_params {

@@ -4,37 +4,46 @@
 namespace kvasir::cuda {
 namespace {
 
-__device__ __forceinline__ int32_t bucket_of(const statistic_params & p, int32_t distance) {
-    int32_t b = 0;
-    while (b < p.n_bounds && p.bounds[b] <= distance) {
-        b++;
+// how many bounds are <= distance; bound: the lane's own of the first 32
+__device__ __forceinline__ int32_t bucket_of(const statistic_params & p, int32_t n_bounds, int32_t bound, int32_t distance, int32_t lane) {
+    int32_t b = __popc(__ballot_sync(~0u, bound <= distance));
+    for (int32_t i = 32; i < n_bounds; i += 32) {
+        b += __popc(__ballot_sync(~0u, i + lane < n_bounds && p.bounds[i + lane] <= distance));
     }
     return b;
 }
 
 // K of SLOTS slots from slot0 on as halves; what lies behind the head's last page becomes zero
 template <int D, int SLOTS, int ROW> __device__ __forceinline__ void load_keys(const layer_pages & pages, int32_t head, int32_t slot0, int32_t n, char * tile) {
-    const int32_t * table = pages.table + (size_t) head * pages.table_stride;
-    const int32_t end = (n + PAGE_SLOTS - 1) / PAGE_SLOTS * PAGE_SLOTS;
-    for (int x = threadIdx.x; x < SLOTS * (D / 8); x += STATISTIC_THREADS) {
-        const int32_t r = x / (D / 8), c = x % (D / 8), slot = slot0 + r;
-        uint4 y = make_uint4(0, 0, 0, 0);
-        if (slot < end) {
-            const char * page = pages.pool + (size_t) table[slot / PAGE_SLOTS] * pages.format.bytes;
-            if (D % Q8_BLOCK != 0 || pages.format.type_k == F16) {
-                y = *(const uint4 *) (page + slot % PAGE_SLOTS * (D * 2) + c * 16);
+    const int32_t * table = pages.table + (size_t) head * pages.table_stride + slot0 / PAGE_SLOTS;
+    const bool quantized = D % Q8_BLOCK == 0 && pages.format.type_k == Q8_0;
+    const char * page[SLOTS / PAGE_SLOTS];
+    #pragma unroll
+    for (int i = 0; i < SLOTS / PAGE_SLOTS; i++) {
+        page[i] = slot0 + i * PAGE_SLOTS < n ? pages.pool + (size_t) table[i] * pages.format.bytes : nullptr;
+    }
+    #pragma unroll
+    for (int i = 0; i < SLOTS / PAGE_SLOTS; i++) {
+        #pragma unroll
+        for (int j = 0; j < PAGE_SLOTS * (D / 8) / STATISTIC_THREADS; j++) {
+            const int x = threadIdx.x + j * STATISTIC_THREADS, r = x / (D / 8), c = x % (D / 8);
+            char * const to = tile + (i * PAGE_SLOTS + r) * ROW + c * 16;
+            if (!page[i]) {
+                *(uint4 *) to = make_uint4(0, 0, 0, 0);
+            } else if (!quantized) {
+                copy_16(shared_address(to), page[i] + x * 16);
             } else {
-                const __half d = *(const __half *) (page + pages.format.k_scale + slot % PAGE_SLOTS * (D / Q8_BLOCK * 2) + c / 4 * 2);
-                y = unpack_8(*(const uint2 *) (page + slot % PAGE_SLOTS * D + c * 8), __half2half2(d));
+                const __half d = *(const __half *) (page[i] + pages.format.k_scale + r * (D / Q8_BLOCK * 2) + c / 4 * 2);
+                *(uint4 *) to = unpack_8(*(const uint2 *) (page[i] + x * 8), __half2half2(d));
             }
         }
-        *(uint4 *) (tile + r * ROW + c * 16) = y;
     }
+    copy_commit();
 }
 
 // WM: fragments of 16 slots of a warp
 template <int D, int WM> __device__ __forceinline__ void run(const statistic_params & p) {
-    constexpr int SLOTS = 64 * WM, ROW = D * 2 + 16, QUERIES = STATISTIC_QUERIES, CHUNK = STATISTIC_CHUNK, CHUNKS = QUERIES / CHUNK;
+    constexpr int SLOTS = 64 * WM, ROW = D * 2 + 16, QUERIES = STATISTIC_QUERIES, CHUNK = STATISTIC_CHUNK, CHUNKS = QUERIES / CHUNK, NJ = CHUNK / 8;
     const attention_params & a = p.a;
     const page_format & f = a.pages.format;
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
@@ -47,6 +56,8 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
     __shared__ __align__(16) float   q_lse[2][QUERIES];
     __shared__ __align__(16) int32_t q_pos[2][QUERIES];
     __shared__ __align__(16) int32_t q_span[2][CHUNKS * 2];
+
+    const int32_t n_bounds = p.buckets ? p.n_bounds : 0, bound = lane < n_bounds ? p.bounds[lane] : INT32_MAX;
 
     // items, head after head, go round the CTAs
     int32_t item = blockIdx.x;
@@ -65,6 +76,9 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
             const int32_t slot0 = item * SLOTS, own0 = slot0 + warp * 16 * WM; // of the CTA, of the warp
             __syncthreads();
             load_keys<D, SLOTS, ROW>(a.pages, head, slot0, n, shared);
+            const bool any = own0 < n;
+            char * const page = any ? a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + own0 / PAGE_SLOTS] * f.bytes : nullptr; // all of a warp's slots lie in it
+            copy_wait<0>();
             __syncthreads();
             uint32_t kf[D / 16][WM][4];
             #pragma unroll
@@ -75,46 +89,34 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                 }
             }
             // a thread's slots: fragment m, rows g and g + 8
-            int32_t key[WM][2], cell[WM][2], key_lo = INT32_MAX, key_hi = INT32_MIN;
+            int32_t key[WM][2], cell[WM][2], key_lo = INT32_MAX, key_hi = INT32_MIN, cell_lo = INT32_MAX, cell_hi = INT32_MIN;
             #pragma unroll
             for (int m = 0; m < WM; m++) {
                 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const int32_t slot = own0 + m * 16 + h * 8 + g;
-                    key[m][h] = INT32_MAX;
-                    cell[m][h] = INT32_MAX;
-                    if (slot < n) {
-                        const char * page = a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + slot / PAGE_SLOTS] * f.bytes;
-                        key[m][h]  = ((const int32_t *) (page + f.pos))[slot % PAGE_SLOTS];
-                        cell[m][h] = ((const int32_t *) (page + f.cell))[slot % PAGE_SLOTS];
-                        key_lo = min(key_lo, key[m][h]);
-                        key_hi = max(key_hi, key[m][h]);
-                    }
+                    const int32_t pos = any ? ((const int32_t *) (page + f.pos))[slot % PAGE_SLOTS] : 0; // a page is always whole
+                    const int32_t label = any ? ((const int32_t *) (page + f.cell))[slot % PAGE_SLOTS] : 0;
+                    key[m][h]  = slot < n ? pos : INT32_MAX;
+                    cell[m][h] = slot < n ? label : INT32_MAX;
+                    key_lo  = min(key_lo, key[m][h]);
+                    key_hi  = max(key_hi, slot < n ? pos : INT32_MIN);
+                    cell_lo = min(cell_lo, cell[m][h]);
+                    cell_hi = max(cell_hi, slot < n ? label : INT32_MIN);
                 }
             }
             key_lo = __reduce_min_sync(~0u, key_lo);
             key_hi = __reduce_max_sync(~0u, key_hi);
-            int32_t cell_lo = INT32_MAX, cell_hi = INT32_MIN;
-            if (a.mask.data) {
-                #pragma unroll
-                for (int m = 0; m < WM; m++) {
-                    #pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        cell_lo = min(cell_lo, cell[m][h]);
-                        cell_hi = max(cell_hi, cell[m][h] == INT32_MAX ? INT32_MIN : cell[m][h]);
-                    }
-                }
-                cell_lo = __reduce_min_sync(~0u, cell_lo);
-                cell_hi = __reduce_max_sync(~0u, cell_hi);
-            }
-            const bool full = own0 + 16 * WM <= n, any = own0 < n;
+            cell_lo = __reduce_min_sync(~0u, cell_lo);
+            cell_hi = __reduce_max_sync(~0u, cell_hi);
+            const bool full = own0 + 16 * WM <= n;
 
             float sum[WM][2], late[WM][2];
             #pragma unroll
             for (int m = 0; m < WM; m++) {
                 sum[m][0] = sum[m][1] = late[m][0] = late[m][1] = 0.0f;
             }
-            // adds sums over the four threads of a row to a column of the statistic (or to the scores), and begins anew
+            // adds sums over the four threads of a row to the warp's part of a column, and begins anew
             const auto flush = [&](float (&x)[WM][2], float * to) {
                 #pragma unroll
                 for (int m = 0; m < WM; m++) {
@@ -124,22 +126,17 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                         y += __shfl_xor_sync(~0u, y, 1);
                         y += __shfl_xor_sync(~0u, y, 2);
                         x[m][h] = 0.0f;
-                        const int32_t slot = own0 + m * 16 + h * 8 + g;
-                        if (t == 0 && slot < n) {
-                            float * z = to + slot;
-                            if (!p.buckets) {
-                                char * page = a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + slot / PAGE_SLOTS] * f.bytes;
-                                z = (float *) (page + f.score) + slot % PAGE_SLOTS;
-                            }
-                            *z += per_head ? y : y / (float) group;
+                        const int32_t slot = m * 16 + h * 8 + g;
+                        if (t == 0 && own0 + slot < n) {
+                            atomicAdd(to + slot, per_head ? y : y / (float) group); // nobody else adds to it: only so as not to wait for it
                         }
                     }
                 }
             };
             const auto column = [&](int32_t row, int32_t bucket) {
-                return p.buckets + (((size_t) head * p.rows + row) * (p.n_bounds + 1) + bucket) * p.capacity;
+                return p.buckets ? p.buckets + (((size_t) head * p.rows + row) * (p.n_bounds + 1) + bucket) * p.capacity + own0 : (float *) (page + f.score) + own0 % PAGE_SLOTS;
             };
-            const auto recent = [&](int32_t row) { return p.recent + ((size_t) head * p.rows + row) * p.capacity; };
+            const auto recent = [&](int32_t row) { return p.recent + ((size_t) head * p.rows + row) * p.capacity + own0; };
             const bool keep_recent = p.buckets && p.recent && p.recent_from >= 0;
 
             const int32_t n_steps = tiles * group;
@@ -158,7 +155,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                 } else if (tid < QUERIES / 2) {
                     const int x = tid - QUERIES / 4;
                     copy_16(shared_address(q_pos[step & 1]) + x * 16, p.workspace + at.pos + ((size_t) stream * tokens + tile * QUERIES) * 4 + x * 16);
-                } else if (tid < QUERIES / 2 + CHUNKS / 2) {
+                } else if (tid < QUERIES / 2 + CHUNKS / 2) { // two spans are 16 bytes
                     const int x = tid - QUERIES / 2;
                     copy_16(shared_address(q_span[step & 1]) + x * 16, p.workspace + at.span + ((size_t) stream * tokens + tile * QUERIES) / CHUNK * 8 + x * 16);
                 }
@@ -188,10 +185,6 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                     row    = member;
                     bucket = 0;
                 }
-                float slope = 0.0f;
-                if (a.mask.data) {
-                    slope = mask_slope(a, first_head + member);
-                }
                 const uint32_t from = shared_address(shared) + buffer * (QUERIES * ROW) + ((lane & 7) + (lane >> 4) * 8) * ROW + (lane >> 3 & 1) * 16;
                 #pragma unroll 1
                 for (int c = 0; c < CHUNKS; c++) {
@@ -213,29 +206,32 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                         }
                         mixed |= view != VIEW_OPEN;
                     }
-                    float s[WM][2][4];
+                    float s[WM][NJ][4];
                     #pragma unroll
                     for (int m = 0; m < WM; m++) {
                         #pragma unroll
-                        for (int j = 0; j < 2; j++) {
+                        for (int j = 0; j < NJ; j++) {
                             s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
                         }
                     }
                     #pragma unroll
                     for (int k = 0; k < D / 16; k++) {
-                        uint32_t qf[4];
-                        load_fragments(qf, from + c * (CHUNK * ROW) + k * 32);
                         #pragma unroll
-                        for (int m = 0; m < WM; m++) {
-                            multiply(s[m][0], kf[k][m], qf[0], qf[1]);
-                            multiply(s[m][1], kf[k][m], qf[2], qf[3]);
+                        for (int j = 0; j < NJ; j += 2) {
+                            uint32_t qf[4];
+                            load_fragments(qf, from + (c * CHUNK + j * 8) * ROW + k * 32);
+                            #pragma unroll
+                            for (int m = 0; m < WM; m++) {
+                                multiply(s[m][j], kf[k][m], qf[0], qf[1]);
+                                multiply(s[m][j + 1], kf[k][m], qf[2], qf[3]);
+                            }
                         }
                     }
                     if (a.softcap != 0.0f) {
                         #pragma unroll
                         for (int m = 0; m < WM; m++) {
                             #pragma unroll
-                            for (int j = 0; j < 2; j++) {
+                            for (int j = 0; j < NJ; j++) {
                                 #pragma unroll
                                 for (int e = 0; e < 4; e++) {
                                     s[m][j][e] = softcapped(s[m][j][e], a.softcap);
@@ -243,34 +239,46 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                             }
                         }
                     }
-                    // element e of s[m][j]: slot g + e / 2 * 8, query j * 8 + 2 t + e % 2
-                    if (mixed) {
+                    // element e of s[m][j]: slot g + e / 2 * 8, query j * 8 + 2 t + e % 2; slots that are not there have the largest position and cell
+                    if (mixed && (a.causal || !a.mask.data)) {
                         #pragma unroll
-                        for (int j = 0; j < 2; j++) {
+                        for (int j = 0; j < NJ; j++) {
+                            int2 query = *(const int2 *) &q_pos[buffer][c * CHUNK + j * 8 + t * 2];
+                            if (!a.causal) {
+                                query = make_int2(INT32_MAX - 1, INT32_MAX - 1);
+                            }
+                            #pragma unroll
+                            for (int m = 0; m < WM; m++) {
+                                #pragma unroll
+                                for (int h = 0; h < 2; h++) {
+                                    s[m][j][h * 2]     = key[m][h] > query.x ? -INFINITY : s[m][j][h * 2];
+                                    s[m][j][h * 2 + 1] = key[m][h] > query.y ? -INFINITY : s[m][j][h * 2 + 1];
+                                }
+                            }
+                        }
+                    } else if (mixed) {
+                        const float slope = mask_slope(a, first_head + member);
+                        const char * const mask = (const char *) mask_row(a.mask, stream, first_head + member, 0);
+                        #pragma unroll
+                        for (int j = 0; j < NJ; j++) {
                             #pragma unroll
                             for (int e = 0; e < 2; e++) {
-                                const int32_t i = c * CHUNK + j * 8 + t * 2 + e, query = q_pos[buffer][i];
-                                const __half * mask = nullptr;
-                                if (a.mask.data) {
-                                    mask = mask_row(a.mask, stream, first_head + member, min(a.n_tokens - 1, tile * QUERIES + i));
-                                }
+                                const int32_t token = min(a.n_tokens - 1, token0 + j * 8 + t * 2 + e);
+                                const __half * row = (const __half *) (mask + token * a.mask.token_bytes);
                                 #pragma unroll
                                 for (int m = 0; m < WM; m++) {
                                     #pragma unroll
                                     for (int h = 0; h < 2; h++) {
                                         float & x = s[m][j][h * 2 + e];
-                                        if (own0 + m * 16 + h * 8 + g >= n || (a.causal && key[m][h] > query)) {
-                                            x = -INFINITY;
-                                        } else if (mask) {
-                                            x = cell[m][h] < a.mask.n_kv ? x + slope * __half2float(mask[cell[m][h]]) : -INFINITY;
-                                        }
+                                        x = cell[m][h] < a.mask.n_kv ? x + slope * __half2float(row[cell[m][h]]) : -INFINITY;
                                     }
                                 }
                             }
                         }
+                        __syncwarp(); // lanes may have parted
                     }
                     #pragma unroll
-                    for (int j = 0; j < 2; j++) {
+                    for (int j = 0; j < NJ; j++) {
                         const float2 lse = *(const float2 *) &q_lse[buffer][c * CHUNK + j * 8 + t * 2];
                         #pragma unroll
                         for (int m = 0; m < WM; m++) {
@@ -282,7 +290,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                     }
                     if (keep_recent && query_hi >= p.recent_from) {
                         #pragma unroll
-                        for (int j = 0; j < 2; j++) {
+                        for (int j = 0; j < NJ; j++) {
                             const int2 query = *(const int2 *) &q_pos[buffer][c * CHUNK + j * 8 + t * 2];
                             const float x = query.x >= p.recent_from ? 1.0f : 0.0f, y = query.y >= p.recent_from ? 1.0f : 0.0f;
                             #pragma unroll
@@ -292,11 +300,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                             }
                         }
                     }
-                    int32_t b0 = 0, b1 = 0;
-                    if (p.buckets) {
-                        b0 = bucket_of(p, query_lo - key_hi);
-                        b1 = bucket_of(p, query_hi - key_lo);
-                    }
+                    const int32_t b0 = bucket_of(p, n_bounds, bound, query_lo - key_hi, lane), b1 = bucket_of(p, n_bounds, bound, query_hi - key_lo, lane);
                     if (b0 == b1) {
                         if (b0 != bucket) {
                             flush(sum, column(row, bucket));
@@ -306,19 +310,22 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                         for (int m = 0; m < WM; m++) {
                             #pragma unroll
                             for (int h = 0; h < 2; h++) {
-                                sum[m][h] += (s[m][0][h * 2] + s[m][0][h * 2 + 1]) + (s[m][1][h * 2] + s[m][1][h * 2 + 1]);
+                                #pragma unroll
+                                for (int j = 0; j < NJ; j++) {
+                                    sum[m][h] += s[m][j][h * 2] + s[m][j][h * 2 + 1];
+                                }
                             }
                         }
                         continue;
                     }
                     for (int32_t b = b0; b <= b1; b++) { // a bound lies among the distances
-                        const int32_t lo = b == 0 ? INT32_MIN : p.bounds[b - 1], hi = b == p.n_bounds ? INT32_MAX : p.bounds[b];
+                        const int32_t lo = b == 0 ? INT32_MIN : p.bounds[b - 1], hi = b == n_bounds ? INT32_MAX : p.bounds[b];
                         if (b != bucket) {
                             flush(sum, column(row, bucket));
                             bucket = b;
                         }
                         #pragma unroll
-                        for (int j = 0; j < 2; j++) {
+                        for (int j = 0; j < NJ; j++) {
                             const int2 query = *(const int2 *) &q_pos[buffer][c * CHUNK + j * 8 + t * 2];
                             #pragma unroll
                             for (int m = 0; m < WM; m++) {
@@ -333,7 +340,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                 }
             }
             if (any) {
-                flush(sum, p.buckets ? column(row, bucket) : nullptr);
+                flush(sum, column(row, bucket));
                 if (keep_recent) {
                     flush(late, recent(row));
                 }
@@ -351,13 +358,13 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
         kvasir::cuda::run<D, WM>(p); \
     }
 
-KVASIR_STATISTIC(64, 2, 4)
-KVASIR_STATISTIC(80, 2, 4)
-KVASIR_STATISTIC(96, 2, 3)
-KVASIR_STATISTIC(128, 2, 3)
-KVASIR_STATISTIC(256, 1, 3)
+KVASIR_STATISTIC(64, 2, 2)
+KVASIR_STATISTIC(80, 2, 2)
+KVASIR_STATISTIC(96, 2, 2)
+KVASIR_STATISTIC(128, 2, 2)
+KVASIR_STATISTIC(256, 1, 2)
 
-// 16 tokens of one query head
+// 32 tokens of one query head
 extern "C" __global__ void __launch_bounds__(128) statistic_queries(const __grid_constant__ kvasir::cuda::statistic_params p) {
     using namespace kvasir::cuda;
     const attention_params & a = p.a;
@@ -380,11 +387,9 @@ extern "C" __global__ void __launch_bounds__(128) statistic_queries(const __grid
         ((float *) (p.workspace + at.lse))[row0 + lane] = token < a.n_tokens ? p.lse[(size_t) blockIdx.y * a.n_tokens + token] : INFINITY;
     }
     if (head == 0 && threadIdx.x >= 96) { // the last warp, once per stream
-        const int32_t token = min(a.n_tokens - 1, token0 + lane % STATISTIC_CHUNK), pos = a.query_pos[stream * a.n_tokens + token];
+        const int32_t token = min(a.n_tokens - 1, token0 + lane), pos = a.query_pos[stream * a.n_tokens + token];
         const int32_t lo = __reduce_min_sync(~0u, pos), hi = __reduce_max_sync(~0u, pos);
-        if (lane < STATISTIC_CHUNK) {
-            ((int32_t *) (p.workspace + at.pos))[stream * tokens + token0 + lane] = pos;
-        }
+        ((int32_t *) (p.workspace + at.pos))[stream * tokens + token0 + lane] = pos;
         if (lane == 0) {
             ((int2 *) (p.workspace + at.span))[(stream * tokens + token0) / STATISTIC_CHUNK] = make_int2(lo, hi);
         }

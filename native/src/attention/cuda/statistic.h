@@ -9,7 +9,7 @@
 
 namespace kvasir::cuda {
 
-constexpr int32_t STATISTIC_THREADS = 128, STATISTIC_QUERIES = 64, STATISTIC_CHUNK = 16;
+constexpr int32_t STATISTIC_THREADS = 128, STATISTIC_QUERIES = 64, STATISTIC_CHUNK = 32;
 
 struct statistic_params {
     attention_params a;
@@ -27,7 +27,7 @@ struct statistic_params {
 KVASIR_BOTH constexpr int32_t statistic_tokens(int32_t n_tokens) { return (n_tokens + STATISTIC_QUERIES - 1) / STATISTIC_QUERIES * STATISTIC_QUERIES; }
 
 // scaled queries in f16 [stream][head][tokens][dim], their lse [stream][head][tokens], positions [stream][tokens] and the
-// first and last position of every 16 tokens [stream][tokens / 16][2]; tokens padded to a multiple of 64
+// lowest and highest position of every 32 tokens [stream][tokens / 32][2]; tokens padded to a multiple of 64
 struct statistic_layout {
     size_t lse, pos, span, bytes; // queries are at 0
 };

@@ -51,7 +51,6 @@ struct move_params {
     const layer_pages *       layers;
     const statistic_columns * columns; // [layer], or none
     const move_item *         items;
-    int32_t                   n;
 };
 
 enum span_side : int32_t { SIDE_K = 0, SIDE_V = 1 };

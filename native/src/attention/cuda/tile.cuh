@@ -24,7 +24,7 @@ __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], uint32_t from) 
 
 // d[16][8] += a[16][16] b[16][8]
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
@@ -93,6 +93,7 @@ __device__ __forceinline__ uint32_t view_of(const attention_params & a, int32_t 
         const int32_t c = i % nc, b = i / nc % nb, h = i / nc / nb;
         bits |= m.views[((size_t) (stream % m.n_stream * m.n_head + (first_head + h) % m.n_head) * token_blocks + b0 + b) * cell_blocks + c0 + c];
     }
+    __syncwarp();
     return __reduce_or_sync(~0u, bits);
 }
 
