@@ -51,6 +51,7 @@ gpu::gpu(int index) {
     }
     multiprocessors_ = attribute(ATTRIBUTE_MULTIPROCESSORS);
     shared_limit_    = (uint32_t) attribute(ATTRIBUTE_SHARED_OPTIN);
+    shared_per_multiprocessor_ = (uint32_t) attribute(ATTRIBUTE_SHARED_PER_SM);
     check(d.cuDeviceTotalMem(&total_memory_, id_), "the memory of the CUDA device");
     check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
 #if defined(KVASIR_CUDA)

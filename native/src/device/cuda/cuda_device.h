@@ -34,6 +34,7 @@ public:
     device  id() const { return id_; }
     context primary() const { return context_; }
     int     multiprocessors() const { return multiprocessors_; }
+    uint32_t shared_per_multiprocessor() const { return shared_per_multiprocessor_; }
     // bytes of shared memory that a block may ask for
     uint32_t shared_limit() const { return shared_limit_; }
     size_t   total_memory() const { return total_memory_; }
@@ -60,7 +61,7 @@ private:
     context  context_ = nullptr;
     module   modules_[MODULES] = {};
     int      multiprocessors_ = 0;
-    uint32_t shared_limit_ = 0;
+    uint32_t shared_limit_ = 0, shared_per_multiprocessor_ = 0;
     size_t   total_memory_ = 0;
     std::map<std::string, kernel_entry> kernels_;
     std::mutex mutex_;

@@ -26,6 +26,8 @@ bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return a0 < b0 + g.ggml_nbytes(b) && b0 < a0 + g.ggml_nbytes(a);
 }
 
+device_limits limits_of(const gpu & device) { return {device.multiprocessors(), device.shared_per_multiprocessor()}; }
+
 bool element_of(ggml_type type, int32_t & element) {
     element = type == GGML_TYPE_Q8_0 ? Q8_0 : F16;
     return type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
@@ -46,9 +48,9 @@ bool supports(const gpu & device, ggml_type type_k, ggml_type type_v, int32_t di
     a.n_tokens        = 512;
     a.n_stream        = 1;
     const auto fits = [&](const kvasir::cuda::launch & l) { return l.kernel && l.shared <= device.shared_limit(); };
-    bool ok = fits(prefill_launch(a, 1)) && fits(statistic_launch(a, 1));
+    bool ok = fits(prefill_launch(a, limits_of(device))) && fits(statistic_launch(a, 1));
     a.n_tokens = 1;
-    return ok && fits(prefill_launch(a, 1)) && make_decode_shape(format, n_head / n_head_kv, 1, 1, device.shared_limit()).kernel[0];
+    return ok && fits(prefill_launch(a, limits_of(device))) && make_decode_shape(format, n_head / n_head_kv, 1, 1, device.shared_limit()).kernel[0];
 }
 
 cuda_graph::cuda_graph(ggml_backend_t inner) : inner_(inner) {
@@ -299,7 +301,7 @@ void cuda_graph::prepare_many() {
         if (op.shape.kernel[0]) {
             continue;
         }
-        partial = std::max(partial, prefill_workspace_bytes(op.attention, gpu_->multiprocessors()));
+        partial = std::max(partial, prefill_workspace_bytes(op.attention, limits_of(*gpu_)));
         tiles   = std::max(tiles, (size_t) prefill_tiles(op.attention));
         rows    = std::max(rows, (size_t) op.attention.n_stream * (size_t) op.attention.n_head * (size_t) op.attention.n_tokens);
         if (statistic_ || tracking_) {
@@ -376,7 +378,8 @@ void cuda_graph::launch_many(operation & op) {
     p.lse              = scored ? (float *) lse_.at() : nullptr;
     p.partial          = (float *) partial_.at();
     p.arrived          = (int32_t *) arrived_.at();
-    start(prefill_launch(a, gpu_->multiprocessors()), p);
+    p.stages           = prefill_stages(a, limits_of(*gpu_));
+    start(prefill_launch(a, limits_of(*gpu_)), p);
     if (!scored) {
         return;
     }
