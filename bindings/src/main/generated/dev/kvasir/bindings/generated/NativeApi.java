@@ -113,10 +113,10 @@ public class NativeApi extends NativeApi$shared {
     public static int LLAMA_STATE_SEQ_FLAGS_ON_DEVICE() {
         return LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
     }
-    private static final int KVASIR_ABI_VERSION = (int)1L;
+    private static final int KVASIR_ABI_VERSION = (int)2L;
     /**
      * {@snippet lang=c :
-     * #define KVASIR_ABI_VERSION 1
+     * #define KVASIR_ABI_VERSION 2
      * }
      */
     public static int KVASIR_ABI_VERSION() {

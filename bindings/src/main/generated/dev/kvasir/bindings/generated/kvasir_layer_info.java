@@ -26,6 +26,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t type_v;
  *     int32_t n_swa;
  *     int64_t slot_bytes;
+ *     const char *device;
+ *     int32_t attention;
  * }
  * }
  */
@@ -46,7 +48,10 @@ public class kvasir_layer_info {
         NativeApi.C_INT.withName("type_k"),
         NativeApi.C_INT.withName("type_v"),
         NativeApi.C_INT.withName("n_swa"),
-        NativeApi.C_LONG.withName("slot_bytes")
+        NativeApi.C_LONG.withName("slot_bytes"),
+        NativeApi.C_POINTER.withName("device"),
+        NativeApi.C_INT.withName("attention"),
+        MemoryLayout.paddingLayout(4)
     ).withName("kvasir_layer_info");
 
     /**
@@ -538,6 +543,94 @@ public class kvasir_layer_info {
      */
     public static void slot_bytes(MemorySegment struct, long fieldValue) {
         struct.set(slot_bytes$LAYOUT, slot_bytes$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout device$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("device"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const char *device
+     * }
+     */
+    public static final AddressLayout device$layout() {
+        return device$LAYOUT;
+    }
+
+    private static final long device$OFFSET = $LAYOUT.byteOffset(groupElement("device"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const char *device
+     * }
+     */
+    public static final long device$offset() {
+        return device$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const char *device
+     * }
+     */
+    public static MemorySegment device(MemorySegment struct) {
+        return struct.get(device$LAYOUT, device$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const char *device
+     * }
+     */
+    public static void device(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(device$LAYOUT, device$OFFSET, fieldValue);
+    }
+
+    private static final OfInt attention$LAYOUT = (OfInt)$LAYOUT.select(groupElement("attention"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t attention
+     * }
+     */
+    public static final OfInt attention$layout() {
+        return attention$LAYOUT;
+    }
+
+    private static final long attention$OFFSET = $LAYOUT.byteOffset(groupElement("attention"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t attention
+     * }
+     */
+    public static final long attention$offset() {
+        return attention$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t attention
+     * }
+     */
+    public static int attention(MemorySegment struct) {
+        return struct.get(attention$LAYOUT, attention$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t attention
+     * }
+     */
+    public static void attention(MemorySegment struct, int fieldValue) {
+        struct.set(attention$LAYOUT, attention$OFFSET, fieldValue);
     }
 
     /**
