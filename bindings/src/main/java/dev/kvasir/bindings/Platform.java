@@ -34,12 +34,15 @@ record Platform(String os, String arch) {
     return os + "-" + arch;
   }
 
-  /** A regular expression for the file names of a library, with or without a version in them. */
+  /**
+   * A regular expression for the file names of a library, with or without a version in them, or the
+   * kind of device that npm's packages put before it.
+   */
   String libraryPattern(String name) {
     return switch (os) {
       case "macos" -> "lib" + name + "(\\.v?[0-9.]+)?\\.dylib";
       case "windows" -> name + "(\\.v?[0-9.]+)?\\.dll";
-      default -> "lib" + name + "(\\.v[0-9.]+)?\\.so(\\.[0-9]+)*";
+      default -> "lib" + name + "(\\.[a-z]+)?(\\.v[0-9.]+)?\\.so(\\.[0-9]+)*";
     };
   }
 }

@@ -74,8 +74,8 @@ class NativeLibrariesTest {
   void jarsOfBackendsGoBesideThePlatformsInAFixedOrder() throws Exception {
     Path jars = directory.resolve("jars");
     Path cache = directory.resolve("cache");
+    addJar(jars, "linux-x86_64-vulkan", "libggml-vulkan.so");
     try (URLClassLoader loader = new URLClassLoader(new URL[] {jars.toUri().toURL()}, null)) {
-      addJar(jars, "linux-x86_64-vulkan", "libggml-vulkan.so");
       String message =
           assertThrows(
                   NativeLoadException.class, () -> NativeLibraries.extract(LINUX, loader, cache))
@@ -99,6 +99,28 @@ class NativeLibrariesTest {
     String digest = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(bytes));
     Files.writeString(
         content.resolve(NativeBundle.INDEX), digest + " " + bytes.length + " " + library + "\n");
+  }
+
+  @Test
+  void npmsPackagesForDevicesAreUnderstood() throws IOException {
+    for (String name :
+        List.of(
+            "libggml-base.so",
+            "libggml-cuda.so",
+            "libggml.cuda.v0.5.0.so",
+            "libkvasir.so",
+            "libllama-common.so",
+            "libllama.cuda.v0.5.0.so")) {
+      Files.createFile(directory.resolve(name));
+    }
+    assertEquals(
+        List.of(
+            "libggml-base.so",
+            "libggml.cuda.v0.5.0.so",
+            "libllama.cuda.v0.5.0.so",
+            "libllama-common.so",
+            "libkvasir.so"),
+        names());
   }
 
   private List<String> names() {
