@@ -172,9 +172,8 @@ void cuda_store::run_queued() {
         }
     }
     if (!moves_.empty()) {
-        const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0]),
-                            (int32_t) moves_.size()};
-        const launch l = move_launch(p.n);
+        const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0])};
+        const launch l = move_launch((int32_t) moves_.size());
         device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
     }
     for (cuda_rows * rows : rows_) {
