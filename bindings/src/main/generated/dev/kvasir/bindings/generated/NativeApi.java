@@ -18128,6 +18128,69 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_cache_scores {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_scores");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_scores(struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_scores$descriptor() {
+        return kvasir_cache_scores.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_scores(struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head)
+     * }
+     */
+    public static MethodHandle kvasir_cache_scores$handle() {
+        return kvasir_cache_scores.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_scores(struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head)
+     * }
+     */
+    public static MemorySegment kvasir_cache_scores$address() {
+        return kvasir_cache_scores.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_scores(struct kvasir_cache *cache, int32_t layer, int32_t stream, int32_t head)
+     * }
+     */
+    public static int kvasir_cache_scores(MemorySegment cache, int layer, int stream, int head) {
+        var mh$ = kvasir_cache_scores.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvasir_cache_scores", cache, layer, stream, head);
+            }
+            return (int)mh$.invokeExact(cache, layer, stream, head);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_cache_timings {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,

@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t slot_bytes;
  *     const char *device;
  *     int32_t attention;
+ *     int32_t scores_at_hand;
  * }
  * }
  */
@@ -51,7 +52,7 @@ public class kvasir_layer_info {
         NativeApi.C_LONG.withName("slot_bytes"),
         NativeApi.C_POINTER.withName("device"),
         NativeApi.C_INT.withName("attention"),
-        MemoryLayout.paddingLayout(4)
+        NativeApi.C_INT.withName("scores_at_hand")
     ).withName("kvasir_layer_info");
 
     /**
@@ -631,6 +632,50 @@ public class kvasir_layer_info {
      */
     public static void attention(MemorySegment struct, int fieldValue) {
         struct.set(attention$LAYOUT, attention$OFFSET, fieldValue);
+    }
+
+    private static final OfInt scores_at_hand$LAYOUT = (OfInt)$LAYOUT.select(groupElement("scores_at_hand"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t scores_at_hand
+     * }
+     */
+    public static final OfInt scores_at_hand$layout() {
+        return scores_at_hand$LAYOUT;
+    }
+
+    private static final long scores_at_hand$OFFSET = $LAYOUT.byteOffset(groupElement("scores_at_hand"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t scores_at_hand
+     * }
+     */
+    public static final long scores_at_hand$offset() {
+        return scores_at_hand$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t scores_at_hand
+     * }
+     */
+    public static int scores_at_hand(MemorySegment struct) {
+        return struct.get(scores_at_hand$LAYOUT, scores_at_hand$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t scores_at_hand
+     * }
+     */
+    public static void scores_at_hand(MemorySegment struct, int fieldValue) {
+        struct.set(scores_at_hand$LAYOUT, scores_at_hand$OFFSET, fieldValue);
     }
 
     /**
