@@ -107,54 +107,55 @@ void test_sequences() {
 }
 
 void test_eviction() {
-    synthetic_model shape;
-    shape.head_dim = 32; // rows of q8_0 that are no whole words
-    for (int32_t dim : {64, 32}) {
+    const std::pair<int32_t, ggml_type> cases[] = {{64, GGML_TYPE_F16}, {64, GGML_TYPE_Q8_0}, {32, GGML_TYPE_Q8_0}}; // the last: rows that are no whole words
+    for (const auto & [head_dim, kv_type] : cases) {
+        const int32_t   dim  = head_dim;
+        const ggml_type type = kv_type;
+        synthetic_model shape;
         shape.head_dim = dim;
+        shape.n_layer  = 2;
         model_file m(shape);
         cpu_model  cpu(m);
-        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
-            llama_context_params params = context_params();
-            params.type_k = params.type_v = type;
-            context ours(m.ours, params, true, PORTABLE), reference(cpu.model, params, true, NATIVE), kept(m.ours, params, true, PORTABLE), all(cpu.model, params, true, NATIVE);
-            const auto run = [&](context & c, bool evict) {
-                c.decode(random_tokens(400, 11), 0);
-                if (evict) {
-                    evict_randomly(c.cache, 5, 0.3);
-                }
-                auto logits = c.decode(random_tokens(30, 12), 400); // a second turn, against the compressed cache
-                if (evict) {
-                    evict_randomly(c.cache, 6, 0.2);
-                }
-                for (int32_t i = 0; i < 6; i++) {
-                    const auto row = c.decode({(llama_token) (40 + i)}, 430 + i);
-                    logits.insert(logits.end(), row.begin(), row.end());
-                    for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) { // and single slots between two tokens
-                        const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 0, 59 - i}, {l, 0, 1, 21}};
-                        CHECK(kvasir_cache_evict(c.cache, single, 3) == KVASIR_OK, "%s", kvasir_last_error());
-                    }
-                }
-                return logits;
-            };
-            const auto   a = run(ours, true), b = run(reference, true), full = run(kept, false), full_cpu = run(all, false);
-            const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
-            printf("  evicted, dim %d, %s: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", dim, ggml_type_name(type), kl, noise, effect);
-            CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "KL %.3e over the same sets, %.3e keeping all, effect %.3e", kl, noise, effect);
-            // the rows themselves, moved and compacted
-            for (int32_t h = 0; h < 2; h++) {
-                kvasir_head_view x, y;
-                kvasir_cache_head(ours.cache, 0, 0, h, &x);
-                kvasir_cache_head(reference.cache, 0, 0, h, &y);
-                std::vector<float> p((size_t) (*x.n_slots * dim)), q((size_t) (*y.n_slots * dim)), v = p, w = q;
-                CHECK(*x.n_slots == *y.n_slots && memcmp(x.cell, y.cell, (size_t) *x.n_slots * sizeof(int32_t)) == 0, "%d and %d slots", *x.n_slots, *y.n_slots);
-                kvasir_cache_read(ours.cache, 0, 0, h, p.data(), v.data());
-                kvasir_cache_read(reference.cache, 0, 0, h, q.data(), w.data());
-                double worst = 0;
-                for (size_t i = 0; i < p.size() && i < q.size(); i++) {
-                    worst = std::max({worst, (double) std::fabs(p[i] - q[i]), (double) std::fabs(v[i] - w[i])});
-                }
-                CHECK(worst < (type == GGML_TYPE_F16 ? 0.02 : 0.15), "head %d: rows differ by %.3e", h, worst); // a step of the type, at values up to 8
+        llama_context_params params = context_params();
+        params.type_k = params.type_v = type;
+        context ours(m.ours, params, true, PORTABLE), reference(cpu.model, params, true, NATIVE), kept(m.ours, params, true, PORTABLE), all(cpu.model, params, true, NATIVE);
+        const auto run = [&](context & c, bool evict) {
+            c.decode(random_tokens(400, 11), 0);
+            if (evict) {
+                evict_randomly(c.cache, 5, 0.3);
             }
+            auto logits = c.decode(random_tokens(30, 12), 400); // a second turn, against the compressed cache
+            if (evict) {
+                evict_randomly(c.cache, 6, 0.2);
+            }
+            for (int32_t i = 0; i < 6; i++) {
+                const auto row = c.decode({(llama_token) (40 + i)}, 430 + i);
+                logits.insert(logits.end(), row.begin(), row.end());
+                for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) { // and single slots between two tokens
+                    const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 0, 59 - i}, {l, 0, 1, 21}};
+                    CHECK(kvasir_cache_evict(c.cache, single, 3) == KVASIR_OK, "%s", kvasir_last_error());
+                }
+            }
+            return logits;
+        };
+        const auto   a = run(ours, true), b = run(reference, true), full = run(kept, false), full_cpu = run(all, false);
+        const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
+        printf("  evicted, dim %d, %s: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", dim, ggml_type_name(type), kl, noise, effect);
+        CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "KL %.3e over the same sets, %.3e keeping all, effect %.3e", kl, noise, effect);
+        // the rows themselves, moved and compacted
+        for (int32_t h = 0; h < 2; h++) {
+            kvasir_head_view x, y;
+            kvasir_cache_head(ours.cache, 0, 0, h, &x);
+            kvasir_cache_head(reference.cache, 0, 0, h, &y);
+            std::vector<float> p((size_t) (*x.n_slots * dim)), q((size_t) (*y.n_slots * dim)), v = p, w = q;
+            CHECK(*x.n_slots == *y.n_slots && memcmp(x.cell, y.cell, (size_t) *x.n_slots * sizeof(int32_t)) == 0, "%d and %d slots", *x.n_slots, *y.n_slots);
+            kvasir_cache_read(ours.cache, 0, 0, h, p.data(), v.data());
+            kvasir_cache_read(reference.cache, 0, 0, h, q.data(), w.data());
+            double worst = 0;
+            for (size_t i = 0; i < p.size() && i < q.size(); i++) {
+                worst = std::max({worst, (double) std::fabs(p[i] - q[i]), (double) std::fabs(v[i] - w[i])});
+            }
+            CHECK(worst < (type == GGML_TYPE_F16 ? 0.02 : 0.15), "head %d: rows differ by %.3e", h, worst); // a step of the type, at values up to 8
         }
     }
 }
@@ -176,13 +177,15 @@ void test_state() {
     kvasir_cache_bytes(c.cache, &after);
     CHECK(after.slots == before.slots, "%lld slots, %lld before", (long long) after.slots, (long long) before.slots);
     const double kl = mean_kl(expected, c.decode({77}, 300), c.n_vocab); // the slots are in another order: sums round differently
-    CHECK(kl < (on_cpu ? NOISE_FLOOR : 1e-5), "KL after restore %.3e", kl);
+    CHECK(kl < 1e-5, "KL after restore %.3e", kl);
 }
 
 // ---- memory ----
 
-// rows of 256 slots, in whole steps: what the store may occupy for the slots that it holds
+// What the store may occupy for the slots that it holds: rows of 256 slots in whole steps, and pages of the slot tables
+// (cell, position and score by slot, the slot by cell).
 int64_t rounded_bytes(const context & c) {
+    const auto pages = [](int64_t size) { return (size + 4095) / 4096 * 4096; };
     int64_t bytes = 0;
     for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
         kvasir_layer_info info;
@@ -190,7 +193,7 @@ int64_t rounded_bytes(const context & c) {
         for (int32_t h = 0; h < info.n_head_kv; h++) {
             kvasir_head_view view;
             kvasir_cache_head(c.cache, l, 0, h, &view);
-            bytes += (*view.n_slots + 255) / 256 * 256 * info.slot_bytes;
+            bytes += (*view.n_slots + 255) / 256 * 256 * info.slot_bytes + 3 * pages(4 * *view.n_slots) + pages(4 * 1100);
         }
         bytes += 2 * 4096; // what is behind the last row
     }
@@ -200,13 +203,23 @@ int64_t rounded_bytes(const context & c) {
 int64_t resident(const context & c) {
     kvasir_bytes bytes;
     kvasir_cache_bytes(c.cache, &bytes);
-    return bytes.resident_bytes - 20 * bytes.slots; // without the slot tables
+    return bytes.resident_bytes;
 }
 
 std::map<ggml_backend_buffer_type_t, decltype(ggml_backend_buffer_type_i::alloc_buffer)> originals;
 bool    full = false;      // no allocation succeeds
 
-ggml_backend_buffer_t alloc_unless_full(ggml_backend_buffer_type_t type, size_t size) { return full ? nullptr : originals.at(type)(type, size); }
+// Mesa 22's software Vulkan device reads every descriptor of a set, used by the shader or not, and ends the process when
+// one is left over from a buffer that is gone. There buffers stay until the test ends; the CPU test frees them.
+void free_later(ggml_backend_buffer_t) {}
+
+ggml_backend_buffer_t alloc_unless_full(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = full ? nullptr : originals.at(type)(type, size);
+    if (buffer && strstr(ggml_backend_dev_description(device), "llvmpipe")) {
+        buffer->iface.free_buffer = free_later;
+    }
+    return buffer;
+}
 
 void test_memory() {
     model_file m(synthetic_model{});
@@ -232,7 +245,7 @@ void test_memory() {
     }
     CHECK(resident(c) < 1.05 * (double) rounded_bytes(c), "%lld bytes of %lld", (long long) resident(c), (long long) rounded_bytes(c));
     kvasir_cache_truncate(c.cache, 0, 0);
-    CHECK(resident(c) == 0, "%lld bytes of no slots", (long long) resident(c));
+    CHECK(resident(c) <= 6 * 2 * 4096, "%lld bytes of no slots", (long long) resident(c));
 }
 
 void test_out_of_memory() {
@@ -317,17 +330,16 @@ void test_statistic() {
         }
         model_file m(shape);
         cpu_model  cpu(m);
-        for (int32_t per_query_head : {0, 1}) {
-            const kvasir_statistic_params params = {bounds, 3, 250, per_query_head};
-            context ours(m.ours, context_params(), true, PORTABLE), reference(cpu.model, context_params(), true, NATIVE);
-            const int32_t rows = per_query_head ? shape.n_head / shape.n_head_kv : 1;
-            const sums a = statistic(ours, rows, params), b = statistic(reference, rows, params);
-            // the share of all weights that lies elsewhere: K and Q are rounded to f16 here, and activations on the way here
-            const double tolerance = 0.01;
-            compare_sums("buckets", a.buckets, b.buckets, tolerance);
-            compare_sums("recent queries", a.recent, b.recent, tolerance);
-            compare_sums("scores", a.scores, b.scores, tolerance);
-        }
+        const int32_t per_query_head = strcmp(arch, "llama") == 0;
+        const kvasir_statistic_params params = {bounds, 3, 250, per_query_head};
+        context ours(m.ours, context_params(), true, PORTABLE), reference(cpu.model, context_params(), true, NATIVE);
+        const int32_t rows = per_query_head ? shape.n_head / shape.n_head_kv : 1;
+        const sums a = statistic(ours, rows, params), b = statistic(reference, rows, params);
+        // the share of all weights that lies elsewhere: K and Q are rounded to f16 here, and activations on the way here
+        const double tolerance = 0.01;
+        compare_sums("buckets", a.buckets, b.buckets, tolerance);
+        compare_sums("recent queries", a.recent, b.recent, tolerance);
+        compare_sums("scores", a.scores, b.scores, tolerance);
     }
 }
 

@@ -25,8 +25,12 @@ device_arena::piece device_arena::take(size_t size) {
     size = aligned(device_, std::max(size, (size_t) 1));
     auto found = std::find_if(chunks_.begin(), chunks_.end(), [size](const chunk & c) { return c.size - c.used >= size; });
     if (found == chunks_.end()) {
-        chunk c; // growing geometrically: reset makes one chunk of them
-        c.size   = std::max({size, taken(), smallest});
+        size_t held = 0;
+        for (const chunk & c : chunks_) {
+            held += c.size;
+        }
+        chunk c;
+        c.size   = std::max({size, held, smallest});
         c.buffer = allocate_buffer(device_, c.size);
         if (!c.buffer) {
             throw error(KVASIR_OUT_OF_MEMORY, format("%s has no room for the %.1f MiB that attention over the adaptive cache works in",
@@ -76,25 +80,6 @@ void device_arena::send() {
 
 void device_arena::fetch() {
     for_each_chunk([](ggml_tensor & t, char * host, size_t size) { t.buffer->iface.get_tensor(t.buffer, &t, host, 0, size); });
-}
-
-void device_arena::reset() {
-    if (chunks_.size() > 1) {
-        chunk merged;
-        for (const chunk & c : chunks_) {
-            merged.size += c.size;
-        }
-        chunks_.clear();
-        merged.buffer = allocate_buffer(device_, merged.size);
-        if (!merged.buffer) {
-            return; // the next take asks for what it needs
-        }
-        if (mirrored_) {
-            merged.host.reset(new char[merged.size]);
-        }
-        chunks_.push_back(std::move(merged));
-    }
-    rewind();
 }
 
 void device_arena::rewind() {

@@ -30,8 +30,7 @@ public:
     size_t taken() const;
     void   send();            // host to device, everything that was taken
     void   fetch();           // device to host
-    void   rewind();          // pieces are handed out anew, in an order that the backend sees: to nodes of the same graph
-    void   reset();           // all pieces are free again; nothing may run that uses them
+    void   rewind();          // all pieces are free again: what used them has run, or stands before it in the same graph
 
 private:
     struct chunk {

@@ -146,9 +146,9 @@ void graph_builder::fetch_results() {
 
 void graph_builder::reset_memory() {
     synchronize();
-    inputs_.reset();
-    scratch_.reset();
-    results_.reset();
+    inputs_.rewind();
+    scratch_.rewind();
+    results_.rewind();
 }
 
 } // namespace kvasir
