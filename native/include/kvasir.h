@@ -61,8 +61,9 @@ KVASIR_API uint32_t     kvasir_abi_version(void) KVASIR_NOEXCEPT;
 KVASIR_API const char * kvasir_last_error(void) KVASIR_NOEXCEPT;
 // the llama.cpp version whose internal structs this library was compiled against, for example "v0.5.0"
 KVASIR_API const char * kvasir_llama_version(void) KVASIR_NOEXCEPT;
-// the instruction set that the CPU kernels run with on this machine: "avx512", "avx2", "neon" or "baseline"
-KVASIR_API const char * kvasir_cpu_kernels(void) KVASIR_NOEXCEPT;
+// The kernels of Kvasir's own for a registered ggml device: of the CPU the instruction set that they run with on this
+// machine, "avx512", "avx2", "neon" or "baseline"; of an NVIDIA GPU "cuda". Empty: the device takes the portable path.
+KVASIR_API const char * kvasir_kernels(const char * device_name) KVASIR_NOEXCEPT;
 // resolves ggml and llama.cpp among the loaded libraries, and checks by a tiny graph that their structs are the expected ones
 KVASIR_API enum kvasir_status kvasir_init(void) KVASIR_NOEXCEPT;
 

@@ -4,6 +4,7 @@
 #include "attention/cpu/cpu_attention.h"
 #include "device/backend.h"
 #include "device/construction.h"
+#include "device/cuda/cuda_device.h"
 #include "device/proxy.h"
 #include "error.h"
 #include "llama/api.h"
@@ -113,7 +114,22 @@ const char * kvasir_last_error(void) noexcept { return last_error().c_str(); }
 
 const char * kvasir_llama_version(void) noexcept { return KVASIR_LLAMA_VERSION; }
 
-const char * kvasir_cpu_kernels(void) noexcept { return cpu_kernels_name(); }
+const char * kvasir_kernels(const char * device_name) noexcept {
+    const char * kernels = "";
+    guarded([&] {
+        require(device_name, "device_name is NULL");
+        const api & a = llama();
+        std::string why_not;
+        for (size_t i = 0; i < a.ggml_backend_dev_count(); i++) {
+            ggml_backend_dev_t device = a.ggml_backend_dev_get(i);
+            if (strcmp(device->iface.get_name(device), device_name) == 0) {
+                const bool cpu = device->iface.get_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+                kernels = cpu ? cpu_kernels_name() : cuda::gpu::of(device, why_not) ? "cuda" : "";
+            }
+        }
+    });
+    return kernels;
+}
 
 kvasir_status kvasir_init(void) noexcept {
     return guarded([] { llama(); });

@@ -16761,11 +16761,13 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
-    private static class kvasir_cpu_kernels {
+    private static class kvasir_kernels {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            NativeApi.C_POINTER    );
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
 
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cpu_kernels");
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_kernels");
 
         public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
     }
@@ -16773,45 +16775,45 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * const char *kvasir_cpu_kernels()
+     * const char *kvasir_kernels(const char *device_name)
      * }
      */
-    public static FunctionDescriptor kvasir_cpu_kernels$descriptor() {
-        return kvasir_cpu_kernels.DESC;
+    public static FunctionDescriptor kvasir_kernels$descriptor() {
+        return kvasir_kernels.DESC;
     }
 
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * const char *kvasir_cpu_kernels()
+     * const char *kvasir_kernels(const char *device_name)
      * }
      */
-    public static MethodHandle kvasir_cpu_kernels$handle() {
-        return kvasir_cpu_kernels.HANDLE;
+    public static MethodHandle kvasir_kernels$handle() {
+        return kvasir_kernels.HANDLE;
     }
 
     /**
      * Address for:
      * {@snippet lang=c :
-     * const char *kvasir_cpu_kernels()
+     * const char *kvasir_kernels(const char *device_name)
      * }
      */
-    public static MemorySegment kvasir_cpu_kernels$address() {
-        return kvasir_cpu_kernels.ADDR;
+    public static MemorySegment kvasir_kernels$address() {
+        return kvasir_kernels.ADDR;
     }
 
     /**
      * {@snippet lang=c :
-     * const char *kvasir_cpu_kernels()
+     * const char *kvasir_kernels(const char *device_name)
      * }
      */
-    public static MemorySegment kvasir_cpu_kernels() {
-        var mh$ = kvasir_cpu_kernels.HANDLE;
+    public static MemorySegment kvasir_kernels(MemorySegment device_name) {
+        var mh$ = kvasir_kernels.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cpu_kernels");
+                traceDowncall("kvasir_kernels", device_name);
             }
-            return (MemorySegment)mh$.invokeExact();
+            return (MemorySegment)mh$.invokeExact(device_name);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -113,10 +113,8 @@ public final class DeviceRegistry {
       free = sizes.getAtIndex(ValueLayout.JAVA_LONG, 0);
       total = sizes.getAtIndex(ValueLayout.JAVA_LONG, 1);
     }
-    String path =
-        type == DeviceType.CPU
-            ? "native kernels (" + NativeApi.kvasir_cpu_kernels().getString(0) + ")"
-            : PORTABLE;
+    String kernels = NativeApi.kvasir_kernels(NativeApi.ggml_backend_dev_name(device)).getString(0);
+    String path = kernels.isEmpty() ? PORTABLE : "native kernels (" + kernels + ")";
     return new Device(
         NativeApi.ggml_backend_dev_name(device).getString(0),
         NativeApi.ggml_backend_dev_description(device).getString(0),
