@@ -355,6 +355,11 @@ const char * name(int32_t type) { return type == Q8_0 ? "q8_0" : "f16"; }
 } // namespace
 
 int main(int argc, char ** argv) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        printf("skipped: there is no NVIDIA GPU here\n");
+        return 77; // ctest's SKIP_RETURN_CODE
+    }
     if (argc < 2) {
         fprintf(stderr, "usage: decode_test CUBIN [SEED [DIM]]\n");
         return 2;

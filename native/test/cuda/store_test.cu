@@ -364,6 +364,11 @@ void run(int32_t dim, int32_t type_k, int32_t type_v, uint32_t seed) {
 } // namespace
 
 int main(int argc, char ** argv) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        printf("skipped: there is no NVIDIA GPU here\n");
+        return 77; // ctest's SKIP_RETURN_CODE
+    }
     const uint32_t seed = argc > 1 ? (uint32_t) atoi(argv[1]) : 1;
 #define KERNEL(name) kernels()[#name] = (const void *) name;
     KERNEL(store_append) KERNEL(store_keep) KERNEL(store_move) KERNEL(store_gather) KERNEL(store_scatter) KERNEL(store_value_norms)
