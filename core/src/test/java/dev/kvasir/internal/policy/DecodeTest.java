@@ -22,6 +22,8 @@ import java.util.Random;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * Re-applying the policies at every decode step, against a simple reference that holds sets of
@@ -264,9 +266,44 @@ class DecodeTest {
     }
   }
 
-  @Test
-  void longGenerationNeverHoldsMoreThanThePolicySays() {
-    var store = FakeStore.of(seed, 1, 2, 1, 4096);
+  /** A store as on a GPU: scores are read for all slots of a head at once, never one by one. */
+  private static class RemoteStore extends FakeStore {
+    private boolean reading;
+
+    RemoteStore(long seed, LayerShape... shapes) {
+      super(seed, 0, shapes);
+    }
+
+    @Override
+    public boolean scoresAtHand(int layer) {
+      return false;
+    }
+
+    @Override
+    public void readScores(int layer, int head, float[] into, int count) {
+      reading = true;
+      super.readScores(layer, head, into, count);
+      reading = false;
+    }
+
+    @Override
+    public float score(int layer, int head, int slot) {
+      assertTrue(reading, "a single score was asked for");
+      return super.score(layer, head, slot);
+    }
+
+    @Override
+    public void valueNorms(int layer, int head, int first, int count, float[] into) {
+      assertEquals(slots(layer, head), count, "norms of some slots were asked for");
+      super.valueNorms(layer, head, first, count, into);
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void longGenerationNeverHoldsMoreThanThePolicySays(boolean scoresAtHand) {
+    var shape = new LayerShape(0, 2, 1, 8, 8, 32, 4096, false);
+    var store = scoresAtHand ? new FakeStore(seed, 0, shape) : new RemoteStore(seed, shape);
     var policy = CachePolicy.h2o(0.1).withMinimumTokens(64).withGrace(8);
     var manager = new CacheManager(store, policy, null, new FakeKinds());
     var text = FakeKinds.text(random, 200);
@@ -294,18 +331,25 @@ class DecodeTest {
    * A policy that ranks new tokens by what they have received so far would drop every one of them
    * at once.
    */
-  @Test
-  void newTokensFindTheirWayAmongTheFrequentOnes() {
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void newTokensFindTheirWayAmongTheFrequentOnes(boolean scoresAtHand) {
+    var shape = new LayerShape(0, 1, 1, 8, 8, 32, 2048, false);
     for (var score : Score.values()) {
       var store =
-          new FakeStore(seed, 0, new LayerShape(0, 1, 1, 8, 8, 32, 2048, false)) {
-            @Override
-            double logit(int layer, int queryHead, int query, int key) {
-              return key % 50 == 10
-                  ? 5
-                  : 0; // every fiftieth token is a heavy hitter, early or late
-            }
-          };
+          scoresAtHand
+              ? new FakeStore(seed, 0, shape) {
+                @Override
+                double logit(int layer, int queryHead, int query, int key) {
+                  return heavyNowAndThen(key);
+                }
+              }
+              : new RemoteStore(seed, shape) {
+                @Override
+                double logit(int layer, int queryHead, int query, int key) {
+                  return heavyNowAndThen(key);
+                }
+              };
       Uniform policy = CachePolicy.uniform(0.1, 0).withScore(score).withMinimumTokens(32);
       var manager = new CacheManager(store, policy, null, new FakeKinds());
       var text = FakeKinds.text(random, 64);
@@ -321,6 +365,11 @@ class DecodeTest {
         assertTrue(held.contains(heavy), score + ": " + heavy + " not in " + held);
       }
     }
+  }
+
+  /** Every fiftieth token is a heavy hitter, early or late. */
+  private static double heavyNowAndThen(int key) {
+    return key % 50 == 10 ? 5 : 0;
   }
 
   @Test
