@@ -21,6 +21,7 @@ import java.util.Arrays;
 final class HeadPolicy {
   private static final int SMALLEST_BATCH = 16;
   private static final int SLOTS_PER_RANKED = 32;
+  private static final int FREQUENT_PER_UNRANKED = 8;
 
   /**
    * What all heads of a sequence have in common.
@@ -307,6 +308,10 @@ final class HeadPolicy {
       store.valueNorms(layer, head, 0, slots, norm);
     }
     batch = batch(slots);
+    if (!scoresAtHand) { // what becomes frequent meanwhile is not ranked, and must not outlive much
+      // better ones
+      batch = Math.clamp(frequentHeld / FREQUENT_PER_UNRANKED, 1, batch);
+    }
     if (first) {
       batch = Math.max(1, (int) (phase * batch));
       first = false;
