@@ -172,9 +172,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_set_abort_callback(MemorySegment callback) {
         var mh$ = ggml_set_abort_callback.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_set_abort_callback", callback);
-            }
             return (MemorySegment)mh$.invokeExact(callback);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -232,9 +229,6 @@ public class NativeApi extends NativeApi$shared {
     public static float ggml_fp16_to_fp32(short x0) {
         var mh$ = ggml_fp16_to_fp32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_fp16_to_fp32", x0);
-            }
             return (float)mh$.invokeExact(x0);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -293,9 +287,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_fp16_to_fp32_row(MemorySegment x0, MemorySegment x1, long x2) {
         var mh$ = ggml_fp16_to_fp32_row.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_fp16_to_fp32_row", x0, x1, x2);
-            }
             mh$.invokeExact(x0, x1, x2);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -354,9 +345,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_bf16_to_fp32_row(MemorySegment x0, MemorySegment x1, long x2) {
         var mh$ = ggml_bf16_to_fp32_row.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_bf16_to_fp32_row", x0, x1, x2);
-            }
             mh$.invokeExact(x0, x1, x2);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -808,9 +796,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_version() {
         var mh$ = ggml_version.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_version");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -866,9 +851,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_commit() {
         var mh$ = ggml_commit.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_commit");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -926,9 +908,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_nelements(MemorySegment tensor) {
         var mh$ = ggml_nelements.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_nelements", tensor);
-            }
             return (long)mh$.invokeExact(tensor);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -986,9 +965,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_nbytes(MemorySegment tensor) {
         var mh$ = ggml_nbytes.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_nbytes", tensor);
-            }
             return (long)mh$.invokeExact(tensor);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1046,9 +1022,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_blck_size(int type) {
         var mh$ = ggml_blck_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_blck_size", type);
-            }
             return (long)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1106,9 +1079,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_type_size(int type) {
         var mh$ = ggml_type_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_type_size", type);
-            }
             return (long)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1167,9 +1137,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_row_size(int type, long ne) {
         var mh$ = ggml_row_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_row_size", type, ne);
-            }
             return (long)mh$.invokeExact(type, ne);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1227,9 +1194,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_type_name(int type) {
         var mh$ = ggml_type_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_type_name", type);
-            }
             return (MemorySegment)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1287,9 +1251,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_op_name(int op) {
         var mh$ = ggml_op_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_op_name", op);
-            }
             return (MemorySegment)mh$.invokeExact(op);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1347,9 +1308,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean ggml_is_quantized(int type) {
         var mh$ = ggml_is_quantized.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_is_quantized", type);
-            }
             return (boolean)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1405,9 +1363,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_tensor_overhead() {
         var mh$ = ggml_tensor_overhead.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_tensor_overhead");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1465,9 +1420,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_init(MemorySegment params) {
         var mh$ = ggml_init.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_init", params);
-            }
             return (MemorySegment)mh$.invokeExact(params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1524,9 +1476,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_free(MemorySegment ctx) {
         var mh$ = ggml_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_free", ctx);
-            }
             mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1586,9 +1535,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_new_tensor_1d(MemorySegment ctx, int type, long ne0) {
         var mh$ = ggml_new_tensor_1d.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_new_tensor_1d", ctx, type, ne0);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, type, ne0);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1649,9 +1595,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_new_tensor_2d(MemorySegment ctx, int type, long ne0, long ne1) {
         var mh$ = ggml_new_tensor_2d.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_new_tensor_2d", ctx, type, ne0, ne1);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, type, ne0, ne1);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1709,9 +1652,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_get_first_tensor(MemorySegment ctx) {
         var mh$ = ggml_get_first_tensor.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_get_first_tensor", ctx);
-            }
             return (MemorySegment)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1770,9 +1710,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_get_next_tensor(MemorySegment ctx, MemorySegment tensor) {
         var mh$ = ggml_get_next_tensor.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_get_next_tensor", ctx, tensor);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, tensor);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1831,9 +1768,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_get_tensor(MemorySegment ctx, MemorySegment name) {
         var mh$ = ggml_get_tensor.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_get_tensor", ctx, name);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1891,9 +1825,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_get_name(MemorySegment tensor) {
         var mh$ = ggml_get_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_get_name", tensor);
-            }
             return (MemorySegment)mh$.invokeExact(tensor);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -1952,9 +1883,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_set_name(MemorySegment tensor, MemorySegment name) {
         var mh$ = ggml_set_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_set_name", tensor, name);
-            }
             return (MemorySegment)mh$.invokeExact(tensor, name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2012,9 +1940,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_log_set(MemorySegment log_callback, MemorySegment user_data) {
         var mh$ = ggml_log_set.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_log_set", log_callback, user_data);
-            }
             mh$.invokeExact(log_callback, user_data);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2072,9 +1997,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_buft_name(MemorySegment buft) {
         var mh$ = ggml_backend_buft_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_buft_name", buft);
-            }
             return (MemorySegment)mh$.invokeExact(buft);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2134,9 +2056,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_backend_tensor_get(MemorySegment tensor, MemorySegment data, long offset, long size) {
         var mh$ = ggml_backend_tensor_get.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_tensor_get", tensor, data, offset, size);
-            }
             mh$.invokeExact(tensor, data, offset, size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2239,9 +2158,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_name(MemorySegment device) {
         var mh$ = ggml_backend_dev_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_name", device);
-            }
             return (MemorySegment)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2299,9 +2215,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_description(MemorySegment device) {
         var mh$ = ggml_backend_dev_description.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_description", device);
-            }
             return (MemorySegment)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2360,9 +2273,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_backend_dev_memory(MemorySegment device, MemorySegment free, MemorySegment total) {
         var mh$ = ggml_backend_dev_memory.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_memory", device, free, total);
-            }
             mh$.invokeExact(device, free, total);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2420,9 +2330,6 @@ public class NativeApi extends NativeApi$shared {
     public static int ggml_backend_dev_type(MemorySegment device) {
         var mh$ = ggml_backend_dev_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_type", device);
-            }
             return (int)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2480,9 +2387,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_backend_dev_get_props(MemorySegment device, MemorySegment props) {
         var mh$ = ggml_backend_dev_get_props.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_get_props", device, props);
-            }
             mh$.invokeExact(device, props);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2540,9 +2444,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_backend_reg(MemorySegment device) {
         var mh$ = ggml_backend_dev_backend_reg.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_backend_reg", device);
-            }
             return (MemorySegment)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2600,9 +2501,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_buffer_type(MemorySegment device) {
         var mh$ = ggml_backend_dev_buffer_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_buffer_type", device);
-            }
             return (MemorySegment)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2660,9 +2558,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_reg_name(MemorySegment reg) {
         var mh$ = ggml_backend_reg_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_reg_name", reg);
-            }
             return (MemorySegment)mh$.invokeExact(reg);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2718,9 +2613,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_backend_reg_count() {
         var mh$ = ggml_backend_reg_count.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_reg_count");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2778,9 +2670,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_reg_get(long index) {
         var mh$ = ggml_backend_reg_get.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_reg_get", index);
-            }
             return (MemorySegment)mh$.invokeExact(index);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2836,9 +2725,6 @@ public class NativeApi extends NativeApi$shared {
     public static long ggml_backend_dev_count() {
         var mh$ = ggml_backend_dev_count.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_count");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2896,9 +2782,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_get(long index) {
         var mh$ = ggml_backend_dev_get.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_get", index);
-            }
             return (MemorySegment)mh$.invokeExact(index);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -2956,9 +2839,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_by_name(MemorySegment name) {
         var mh$ = ggml_backend_dev_by_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_by_name", name);
-            }
             return (MemorySegment)mh$.invokeExact(name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3016,9 +2896,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_dev_by_type(int type) {
         var mh$ = ggml_backend_dev_by_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_dev_by_type", type);
-            }
             return (MemorySegment)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3076,9 +2953,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_load(MemorySegment path) {
         var mh$ = ggml_backend_load.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_load", path);
-            }
             return (MemorySegment)mh$.invokeExact(path);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3135,9 +3009,6 @@ public class NativeApi extends NativeApi$shared {
     public static void ggml_backend_load_all_from_path(MemorySegment dir_path) {
         var mh$ = ggml_backend_load_all_from_path.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_load_all_from_path", dir_path);
-            }
             mh$.invokeExact(dir_path);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3193,9 +3064,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment ggml_backend_cpu_buffer_type() {
         var mh$ = ggml_backend_cpu_buffer_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("ggml_backend_cpu_buffer_type");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3377,9 +3245,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_init_empty() {
         var mh$ = gguf_init_empty.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_init_empty");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3438,9 +3303,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_init_from_file(MemorySegment fname, MemorySegment params) {
         var mh$ = gguf_init_from_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_init_from_file", fname, params);
-            }
             return (MemorySegment)mh$.invokeExact(fname, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3497,9 +3359,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_free(MemorySegment ctx) {
         var mh$ = gguf_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_free", ctx);
-            }
             mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3557,9 +3416,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_type_name(int type) {
         var mh$ = gguf_type_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_type_name", type);
-            }
             return (MemorySegment)mh$.invokeExact(type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3617,9 +3473,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_version(MemorySegment ctx) {
         var mh$ = gguf_get_version.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_version", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3677,9 +3530,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_alignment(MemorySegment ctx) {
         var mh$ = gguf_get_alignment.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_alignment", ctx);
-            }
             return (long)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3737,9 +3587,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_data_offset(MemorySegment ctx) {
         var mh$ = gguf_get_data_offset.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_data_offset", ctx);
-            }
             return (long)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3797,9 +3644,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_n_kv(MemorySegment ctx) {
         var mh$ = gguf_get_n_kv.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_n_kv", ctx);
-            }
             return (long)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3858,9 +3702,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_find_key(MemorySegment ctx, MemorySegment key) {
         var mh$ = gguf_find_key.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_find_key", ctx, key);
-            }
             return (long)mh$.invokeExact(ctx, key);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3919,9 +3760,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_key(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_key.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_key", ctx, key_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -3980,9 +3818,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_kv_type(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_kv_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_kv_type", ctx, key_id);
-            }
             return (int)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4041,9 +3876,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_arr_type(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_arr_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_arr_type", ctx, key_id);
-            }
             return (int)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4102,9 +3934,6 @@ public class NativeApi extends NativeApi$shared {
     public static byte gguf_get_val_u8(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_u8.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_u8", ctx, key_id);
-            }
             return (byte)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4163,9 +3992,6 @@ public class NativeApi extends NativeApi$shared {
     public static byte gguf_get_val_i8(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_i8.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_i8", ctx, key_id);
-            }
             return (byte)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4224,9 +4050,6 @@ public class NativeApi extends NativeApi$shared {
     public static short gguf_get_val_u16(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_u16.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_u16", ctx, key_id);
-            }
             return (short)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4285,9 +4108,6 @@ public class NativeApi extends NativeApi$shared {
     public static short gguf_get_val_i16(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_i16.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_i16", ctx, key_id);
-            }
             return (short)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4346,9 +4166,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_val_u32(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_u32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_u32", ctx, key_id);
-            }
             return (int)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4407,9 +4224,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_val_i32(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_i32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_i32", ctx, key_id);
-            }
             return (int)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4468,9 +4282,6 @@ public class NativeApi extends NativeApi$shared {
     public static float gguf_get_val_f32(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_f32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_f32", ctx, key_id);
-            }
             return (float)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4529,9 +4340,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_val_u64(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_u64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_u64", ctx, key_id);
-            }
             return (long)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4590,9 +4398,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_val_i64(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_i64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_i64", ctx, key_id);
-            }
             return (long)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4651,9 +4456,6 @@ public class NativeApi extends NativeApi$shared {
     public static double gguf_get_val_f64(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_f64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_f64", ctx, key_id);
-            }
             return (double)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4712,9 +4514,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean gguf_get_val_bool(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_bool.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_bool", ctx, key_id);
-            }
             return (boolean)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4773,9 +4572,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_val_str(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_str", ctx, key_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4834,9 +4630,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_val_data(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_val_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_val_data", ctx, key_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4895,9 +4688,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_arr_n(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_arr_n.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_arr_n", ctx, key_id);
-            }
             return (long)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -4956,9 +4746,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_arr_data(MemorySegment ctx, long key_id) {
         var mh$ = gguf_get_arr_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_arr_data", ctx, key_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, key_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5018,9 +4805,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_arr_str(MemorySegment ctx, long key_id, long i) {
         var mh$ = gguf_get_arr_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_arr_str", ctx, key_id, i);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, key_id, i);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5078,9 +4862,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_n_tensors(MemorySegment ctx) {
         var mh$ = gguf_get_n_tensors.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_n_tensors", ctx);
-            }
             return (long)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5139,9 +4920,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_find_tensor(MemorySegment ctx, MemorySegment name) {
         var mh$ = gguf_find_tensor.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_find_tensor", ctx, name);
-            }
             return (long)mh$.invokeExact(ctx, name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5200,9 +4978,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_tensor_offset(MemorySegment ctx, long tensor_id) {
         var mh$ = gguf_get_tensor_offset.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_tensor_offset", ctx, tensor_id);
-            }
             return (long)mh$.invokeExact(ctx, tensor_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5261,9 +5036,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_tensor_name(MemorySegment ctx, long tensor_id) {
         var mh$ = gguf_get_tensor_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_tensor_name", ctx, tensor_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, tensor_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5322,9 +5094,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment gguf_get_tensor_ne(MemorySegment ctx, long tensor_id) {
         var mh$ = gguf_get_tensor_ne.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_tensor_ne", ctx, tensor_id);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, tensor_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5383,9 +5152,6 @@ public class NativeApi extends NativeApi$shared {
     public static int gguf_get_tensor_type(MemorySegment ctx, long tensor_id) {
         var mh$ = gguf_get_tensor_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_tensor_type", ctx, tensor_id);
-            }
             return (int)mh$.invokeExact(ctx, tensor_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5444,9 +5210,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_get_tensor_size(MemorySegment ctx, long tensor_id) {
         var mh$ = gguf_get_tensor_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_get_tensor_size", ctx, tensor_id);
-            }
             return (long)mh$.invokeExact(ctx, tensor_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5505,9 +5268,6 @@ public class NativeApi extends NativeApi$shared {
     public static long gguf_remove_key(MemorySegment ctx, MemorySegment key) {
         var mh$ = gguf_remove_key.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_remove_key", ctx, key);
-            }
             return (long)mh$.invokeExact(ctx, key);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5566,9 +5326,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_u8(MemorySegment ctx, MemorySegment key, byte val) {
         var mh$ = gguf_set_val_u8.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_u8", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5627,9 +5384,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_i8(MemorySegment ctx, MemorySegment key, byte val) {
         var mh$ = gguf_set_val_i8.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_i8", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5688,9 +5442,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_u16(MemorySegment ctx, MemorySegment key, short val) {
         var mh$ = gguf_set_val_u16.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_u16", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5749,9 +5500,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_i16(MemorySegment ctx, MemorySegment key, short val) {
         var mh$ = gguf_set_val_i16.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_i16", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5810,9 +5558,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_u32(MemorySegment ctx, MemorySegment key, int val) {
         var mh$ = gguf_set_val_u32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_u32", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5871,9 +5616,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_i32(MemorySegment ctx, MemorySegment key, int val) {
         var mh$ = gguf_set_val_i32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_i32", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5932,9 +5674,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_f32(MemorySegment ctx, MemorySegment key, float val) {
         var mh$ = gguf_set_val_f32.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_f32", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -5993,9 +5732,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_u64(MemorySegment ctx, MemorySegment key, long val) {
         var mh$ = gguf_set_val_u64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_u64", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6054,9 +5790,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_i64(MemorySegment ctx, MemorySegment key, long val) {
         var mh$ = gguf_set_val_i64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_i64", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6115,9 +5848,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_f64(MemorySegment ctx, MemorySegment key, double val) {
         var mh$ = gguf_set_val_f64.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_f64", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6176,9 +5906,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_bool(MemorySegment ctx, MemorySegment key, boolean val) {
         var mh$ = gguf_set_val_bool.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_bool", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6237,9 +5964,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_val_str(MemorySegment ctx, MemorySegment key, MemorySegment val) {
         var mh$ = gguf_set_val_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_val_str", ctx, key, val);
-            }
             mh$.invokeExact(ctx, key, val);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6300,9 +6024,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_arr_data(MemorySegment ctx, MemorySegment key, int type, MemorySegment data, long n) {
         var mh$ = gguf_set_arr_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_arr_data", ctx, key, type, data, n);
-            }
             mh$.invokeExact(ctx, key, type, data, n);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6362,9 +6083,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_set_arr_str(MemorySegment ctx, MemorySegment key, MemorySegment data, long n) {
         var mh$ = gguf_set_arr_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_set_arr_str", ctx, key, data, n);
-            }
             mh$.invokeExact(ctx, key, data, n);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6422,9 +6140,6 @@ public class NativeApi extends NativeApi$shared {
     public static void gguf_add_tensor(MemorySegment ctx, MemorySegment tensor) {
         var mh$ = gguf_add_tensor.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_add_tensor", ctx, tensor);
-            }
             mh$.invokeExact(ctx, tensor);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6484,9 +6199,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean gguf_write_to_file(MemorySegment ctx, MemorySegment fname, boolean only_meta) {
         var mh$ = gguf_write_to_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("gguf_write_to_file", ctx, fname, only_meta);
-            }
             return (boolean)mh$.invokeExact(ctx, fname, only_meta);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6733,9 +6445,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_ftype_name(int ftype) {
         var mh$ = llama_ftype_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_ftype_name", ftype);
-            }
             return (MemorySegment)mh$.invokeExact(ftype);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -6955,9 +6664,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_flash_attn_type_name(int flash_attn_type) {
         var mh$ = llama_flash_attn_type_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_flash_attn_type_name", flash_attn_type);
-            }
             return (MemorySegment)mh$.invokeExact(flash_attn_type);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7105,9 +6811,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_load_mode_name(int load_mode) {
         var mh$ = llama_load_mode_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_load_mode_name", load_mode);
-            }
             return (MemorySegment)mh$.invokeExact(load_mode);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7165,9 +6868,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_load_mode_from_str(MemorySegment str) {
         var mh$ = llama_load_mode_from_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_load_mode_from_str", str);
-            }
             return (int)mh$.invokeExact(str);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7385,9 +7085,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_version() {
         var mh$ = llama_version.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_version");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7443,9 +7140,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_default_params(SegmentAllocator allocator) {
         var mh$ = llama_model_default_params.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_default_params", allocator);
-            }
             return (MemorySegment)mh$.invokeExact(allocator);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7501,9 +7195,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_context_default_params(SegmentAllocator allocator) {
         var mh$ = llama_context_default_params.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_context_default_params", allocator);
-            }
             return (MemorySegment)mh$.invokeExact(allocator);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7559,9 +7250,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_chain_default_params(SegmentAllocator allocator) {
         var mh$ = llama_sampler_chain_default_params.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_default_params", allocator);
-            }
             return (MemorySegment)mh$.invokeExact(allocator);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7616,9 +7304,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_backend_init() {
         var mh$ = llama_backend_init.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_backend_init");
-            }
             mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7673,9 +7358,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_backend_free() {
         var mh$ = llama_backend_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_backend_free");
-            }
             mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7734,9 +7416,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_load_from_file(MemorySegment path_model, MemorySegment params) {
         var mh$ = llama_model_load_from_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_load_from_file", path_model, params);
-            }
             return (MemorySegment)mh$.invokeExact(path_model, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7796,9 +7475,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_load_from_splits(MemorySegment paths, long n_paths, MemorySegment params) {
         var mh$ = llama_model_load_from_splits.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_load_from_splits", paths, n_paths, params);
-            }
             return (MemorySegment)mh$.invokeExact(paths, n_paths, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7855,9 +7531,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_model_free(MemorySegment model) {
         var mh$ = llama_model_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_free", model);
-            }
             mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7916,9 +7589,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_init_from_model(MemorySegment model, MemorySegment params) {
         var mh$ = llama_init_from_model.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_init_from_model", model, params);
-            }
             return (MemorySegment)mh$.invokeExact(model, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -7975,9 +7645,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_free(MemorySegment ctx) {
         var mh$ = llama_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_free", ctx);
-            }
             mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8033,9 +7700,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_time_us() {
         var mh$ = llama_time_us.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_time_us");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8091,9 +7755,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_max_devices() {
         var mh$ = llama_max_devices.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_max_devices");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8149,9 +7810,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_max_parallel_sequences() {
         var mh$ = llama_max_parallel_sequences.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_max_parallel_sequences");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8207,9 +7865,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_max_tensor_buft_overrides() {
         var mh$ = llama_max_tensor_buft_overrides.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_max_tensor_buft_overrides");
-            }
             return (long)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8265,9 +7920,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_supports_mmap() {
         var mh$ = llama_supports_mmap.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_supports_mmap");
-            }
             return (boolean)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8323,9 +7975,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_supports_mlock() {
         var mh$ = llama_supports_mlock.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_supports_mlock");
-            }
             return (boolean)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8381,9 +8030,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_supports_gpu_offload() {
         var mh$ = llama_supports_gpu_offload.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_supports_gpu_offload");
-            }
             return (boolean)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8441,9 +8087,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_ctx(MemorySegment ctx) {
         var mh$ = llama_n_ctx.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_ctx", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8501,9 +8144,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_ctx_seq(MemorySegment ctx) {
         var mh$ = llama_n_ctx_seq.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_ctx_seq", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8561,9 +8201,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_batch(MemorySegment ctx) {
         var mh$ = llama_n_batch.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_batch", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8621,9 +8258,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_ubatch(MemorySegment ctx) {
         var mh$ = llama_n_ubatch.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_ubatch", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8681,9 +8315,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_seq_max(MemorySegment ctx) {
         var mh$ = llama_n_seq_max.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_seq_max", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8741,9 +8372,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_model(MemorySegment ctx) {
         var mh$ = llama_get_model.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_model", ctx);
-            }
             return (MemorySegment)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8801,9 +8429,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_memory(MemorySegment ctx) {
         var mh$ = llama_get_memory.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_memory", ctx);
-            }
             return (MemorySegment)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8861,9 +8486,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_pooling_type(MemorySegment ctx) {
         var mh$ = llama_pooling_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_pooling_type", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8921,9 +8543,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_get_vocab(MemorySegment model) {
         var mh$ = llama_model_get_vocab.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_get_vocab", model);
-            }
             return (MemorySegment)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -8981,9 +8600,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_rope_type(MemorySegment model) {
         var mh$ = llama_model_rope_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_rope_type", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9041,9 +8657,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_ctx_train(MemorySegment model) {
         var mh$ = llama_model_n_ctx_train.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_ctx_train", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9101,9 +8714,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_embd(MemorySegment model) {
         var mh$ = llama_model_n_embd.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_embd", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9161,9 +8771,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_embd_inp(MemorySegment model) {
         var mh$ = llama_model_n_embd_inp.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_embd_inp", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9221,9 +8828,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_embd_out(MemorySegment model) {
         var mh$ = llama_model_n_embd_out.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_embd_out", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9281,9 +8885,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_layer(MemorySegment model) {
         var mh$ = llama_model_n_layer.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_layer", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9341,9 +8942,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_head(MemorySegment model) {
         var mh$ = llama_model_n_head.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_head", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9401,9 +8999,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_head_kv(MemorySegment model) {
         var mh$ = llama_model_n_head_kv.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_head_kv", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9461,9 +9056,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_n_swa(MemorySegment model) {
         var mh$ = llama_model_n_swa.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_swa", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9521,9 +9113,6 @@ public class NativeApi extends NativeApi$shared {
     public static float llama_model_rope_freq_scale_train(MemorySegment model) {
         var mh$ = llama_model_rope_freq_scale_train.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_rope_freq_scale_train", model);
-            }
             return (float)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9581,9 +9170,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_type(MemorySegment vocab) {
         var mh$ = llama_vocab_type.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_type", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9641,9 +9227,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_n_tokens(MemorySegment vocab) {
         var mh$ = llama_vocab_n_tokens.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_n_tokens", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9704,9 +9287,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_meta_val_str(MemorySegment model, MemorySegment key, MemorySegment buf, long buf_size) {
         var mh$ = llama_model_meta_val_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_meta_val_str", model, key, buf, buf_size);
-            }
             return (int)mh$.invokeExact(model, key, buf, buf_size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9764,9 +9344,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_meta_count(MemorySegment model) {
         var mh$ = llama_model_meta_count.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_meta_count", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9824,9 +9401,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_meta_key_str(int key) {
         var mh$ = llama_model_meta_key_str.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_meta_key_str", key);
-            }
             return (MemorySegment)mh$.invokeExact(key);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9887,9 +9461,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_meta_key_by_index(MemorySegment model, int i, MemorySegment buf, long buf_size) {
         var mh$ = llama_model_meta_key_by_index.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_meta_key_by_index", model, i, buf, buf_size);
-            }
             return (int)mh$.invokeExact(model, i, buf, buf_size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -9950,9 +9521,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_meta_val_str_by_index(MemorySegment model, int i, MemorySegment buf, long buf_size) {
         var mh$ = llama_model_meta_val_str_by_index.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_meta_val_str_by_index", model, i, buf, buf_size);
-            }
             return (int)mh$.invokeExact(model, i, buf, buf_size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10012,9 +9580,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_desc(MemorySegment model, MemorySegment buf, long buf_size) {
         var mh$ = llama_model_desc.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_desc", model, buf, buf_size);
-            }
             return (int)mh$.invokeExact(model, buf, buf_size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10072,9 +9637,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_ftype(MemorySegment model) {
         var mh$ = llama_model_ftype.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_ftype", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10132,9 +9694,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_model_size(MemorySegment model) {
         var mh$ = llama_model_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_size", model);
-            }
             return (long)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10193,9 +9752,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_model_chat_template(MemorySegment model, MemorySegment name) {
         var mh$ = llama_model_chat_template.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_chat_template", model, name);
-            }
             return (MemorySegment)mh$.invokeExact(model, name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10253,9 +9809,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_model_n_params(MemorySegment model) {
         var mh$ = llama_model_n_params.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_n_params", model);
-            }
             return (long)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10313,9 +9866,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_model_has_encoder(MemorySegment model) {
         var mh$ = llama_model_has_encoder.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_has_encoder", model);
-            }
             return (boolean)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10373,9 +9923,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_model_has_decoder(MemorySegment model) {
         var mh$ = llama_model_has_decoder.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_has_decoder", model);
-            }
             return (boolean)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10433,9 +9980,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_model_decoder_start_token(MemorySegment model) {
         var mh$ = llama_model_decoder_start_token.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_decoder_start_token", model);
-            }
             return (int)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10493,9 +10037,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_model_is_recurrent(MemorySegment model) {
         var mh$ = llama_model_is_recurrent.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_is_recurrent", model);
-            }
             return (boolean)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10553,9 +10094,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_model_is_hybrid(MemorySegment model) {
         var mh$ = llama_model_is_hybrid.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_model_is_hybrid", model);
-            }
             return (boolean)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10613,9 +10151,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_memory_clear(MemorySegment mem, boolean data) {
         var mh$ = llama_memory_clear.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_clear", mem, data);
-            }
             mh$.invokeExact(mem, data);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10676,9 +10211,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_memory_seq_rm(MemorySegment mem, int seq_id, int p0, int p1) {
         var mh$ = llama_memory_seq_rm.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_rm", mem, seq_id, p0, p1);
-            }
             return (boolean)mh$.invokeExact(mem, seq_id, p0, p1);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10739,9 +10271,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_memory_seq_cp(MemorySegment mem, int seq_id_src, int seq_id_dst, int p0, int p1) {
         var mh$ = llama_memory_seq_cp.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_cp", mem, seq_id_src, seq_id_dst, p0, p1);
-            }
             mh$.invokeExact(mem, seq_id_src, seq_id_dst, p0, p1);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10799,9 +10328,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_memory_seq_keep(MemorySegment mem, int seq_id) {
         var mh$ = llama_memory_seq_keep.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_keep", mem, seq_id);
-            }
             mh$.invokeExact(mem, seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10862,9 +10388,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_memory_seq_add(MemorySegment mem, int seq_id, int p0, int p1, int delta) {
         var mh$ = llama_memory_seq_add.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_add", mem, seq_id, p0, p1, delta);
-            }
             mh$.invokeExact(mem, seq_id, p0, p1, delta);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10923,9 +10446,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_memory_seq_pos_min(MemorySegment mem, int seq_id) {
         var mh$ = llama_memory_seq_pos_min.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_pos_min", mem, seq_id);
-            }
             return (int)mh$.invokeExact(mem, seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -10984,9 +10504,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_memory_seq_pos_max(MemorySegment mem, int seq_id) {
         var mh$ = llama_memory_seq_pos_max.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_seq_pos_max", mem, seq_id);
-            }
             return (int)mh$.invokeExact(mem, seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11044,9 +10561,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_memory_can_shift(MemorySegment mem) {
         var mh$ = llama_memory_can_shift.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_memory_can_shift", mem);
-            }
             return (boolean)mh$.invokeExact(mem);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11104,9 +10618,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_get_size(MemorySegment ctx) {
         var mh$ = llama_state_get_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_get_size", ctx);
-            }
             return (long)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11166,9 +10677,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_get_data(MemorySegment ctx, MemorySegment dst, long size) {
         var mh$ = llama_state_get_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_get_data", ctx, dst, size);
-            }
             return (long)mh$.invokeExact(ctx, dst, size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11228,9 +10736,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_set_data(MemorySegment ctx, MemorySegment src, long size) {
         var mh$ = llama_state_set_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_set_data", ctx, src, size);
-            }
             return (long)mh$.invokeExact(ctx, src, size);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11292,9 +10797,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_state_load_file(MemorySegment ctx, MemorySegment path_session, MemorySegment tokens_out, long n_token_capacity, MemorySegment n_token_count_out) {
         var mh$ = llama_state_load_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_load_file", ctx, path_session, tokens_out, n_token_capacity, n_token_count_out);
-            }
             return (boolean)mh$.invokeExact(ctx, path_session, tokens_out, n_token_capacity, n_token_count_out);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11355,9 +10857,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_state_save_file(MemorySegment ctx, MemorySegment path_session, MemorySegment tokens, long n_token_count) {
         var mh$ = llama_state_save_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_save_file", ctx, path_session, tokens, n_token_count);
-            }
             return (boolean)mh$.invokeExact(ctx, path_session, tokens, n_token_count);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11416,9 +10915,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_get_size(MemorySegment ctx, int seq_id) {
         var mh$ = llama_state_seq_get_size.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_get_size", ctx, seq_id);
-            }
             return (long)mh$.invokeExact(ctx, seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11479,9 +10975,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_get_data(MemorySegment ctx, MemorySegment dst, long size, int seq_id) {
         var mh$ = llama_state_seq_get_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_get_data", ctx, dst, size, seq_id);
-            }
             return (long)mh$.invokeExact(ctx, dst, size, seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11542,9 +11035,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_set_data(MemorySegment ctx, MemorySegment src, long size, int dest_seq_id) {
         var mh$ = llama_state_seq_set_data.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_set_data", ctx, src, size, dest_seq_id);
-            }
             return (long)mh$.invokeExact(ctx, src, size, dest_seq_id);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11606,9 +11096,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_save_file(MemorySegment ctx, MemorySegment filepath, int seq_id, MemorySegment tokens, long n_token_count) {
         var mh$ = llama_state_seq_save_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_save_file", ctx, filepath, seq_id, tokens, n_token_count);
-            }
             return (long)mh$.invokeExact(ctx, filepath, seq_id, tokens, n_token_count);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11671,9 +11158,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_load_file(MemorySegment ctx, MemorySegment filepath, int dest_seq_id, MemorySegment tokens_out, long n_token_capacity, MemorySegment n_token_count_out) {
         var mh$ = llama_state_seq_load_file.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_load_file", ctx, filepath, dest_seq_id, tokens_out, n_token_capacity, n_token_count_out);
-            }
             return (long)mh$.invokeExact(ctx, filepath, dest_seq_id, tokens_out, n_token_capacity, n_token_count_out);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11739,9 +11223,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_get_size_ext(MemorySegment ctx, int seq_id, int flags) {
         var mh$ = llama_state_seq_get_size_ext.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_get_size_ext", ctx, seq_id, flags);
-            }
             return (long)mh$.invokeExact(ctx, seq_id, flags);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11803,9 +11284,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_get_data_ext(MemorySegment ctx, MemorySegment dst, long size, int seq_id, int flags) {
         var mh$ = llama_state_seq_get_data_ext.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_get_data_ext", ctx, dst, size, seq_id, flags);
-            }
             return (long)mh$.invokeExact(ctx, dst, size, seq_id, flags);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11867,9 +11345,6 @@ public class NativeApi extends NativeApi$shared {
     public static long llama_state_seq_set_data_ext(MemorySegment ctx, MemorySegment src, long size, int dest_seq_id, int flags) {
         var mh$ = llama_state_seq_set_data_ext.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_state_seq_set_data_ext", ctx, src, size, dest_seq_id, flags);
-            }
             return (long)mh$.invokeExact(ctx, src, size, dest_seq_id, flags);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11928,9 +11403,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_batch_get_one(SegmentAllocator allocator, MemorySegment tokens, int n_tokens) {
         var mh$ = llama_batch_get_one.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_batch_get_one", allocator, tokens, n_tokens);
-            }
             return (MemorySegment)mh$.invokeExact(allocator, tokens, n_tokens);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -11990,9 +11462,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_batch_init(SegmentAllocator allocator, int n_tokens, int embd, int n_seq_max) {
         var mh$ = llama_batch_init.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_batch_init", allocator, n_tokens, embd, n_seq_max);
-            }
             return (MemorySegment)mh$.invokeExact(allocator, n_tokens, embd, n_seq_max);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12049,9 +11518,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_batch_free(MemorySegment batch) {
         var mh$ = llama_batch_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_batch_free", batch);
-            }
             mh$.invokeExact(batch);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12110,9 +11576,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_encode(MemorySegment ctx, MemorySegment batch) {
         var mh$ = llama_encode.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_encode", ctx, batch);
-            }
             return (int)mh$.invokeExact(ctx, batch);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12171,9 +11634,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_decode(MemorySegment ctx, MemorySegment batch) {
         var mh$ = llama_decode.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_decode", ctx, batch);
-            }
             return (int)mh$.invokeExact(ctx, batch);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12232,9 +11692,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_set_n_threads(MemorySegment ctx, int n_threads, int n_threads_batch) {
         var mh$ = llama_set_n_threads.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_set_n_threads", ctx, n_threads, n_threads_batch);
-            }
             mh$.invokeExact(ctx, n_threads, n_threads_batch);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12292,9 +11749,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_threads(MemorySegment ctx) {
         var mh$ = llama_n_threads.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_threads", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12352,9 +11806,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_n_threads_batch(MemorySegment ctx) {
         var mh$ = llama_n_threads_batch.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_n_threads_batch", ctx);
-            }
             return (int)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12412,9 +11863,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_set_embeddings(MemorySegment ctx, boolean embeddings) {
         var mh$ = llama_set_embeddings.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_set_embeddings", ctx, embeddings);
-            }
             mh$.invokeExact(ctx, embeddings);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12472,9 +11920,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_set_causal_attn(MemorySegment ctx, boolean causal_attn) {
         var mh$ = llama_set_causal_attn.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_set_causal_attn", ctx, causal_attn);
-            }
             mh$.invokeExact(ctx, causal_attn);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12533,9 +11978,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_set_abort_callback(MemorySegment ctx, MemorySegment abort_callback, MemorySegment abort_callback_data) {
         var mh$ = llama_set_abort_callback.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_set_abort_callback", ctx, abort_callback, abort_callback_data);
-            }
             mh$.invokeExact(ctx, abort_callback, abort_callback_data);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12592,9 +12034,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_synchronize(MemorySegment ctx) {
         var mh$ = llama_synchronize.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_synchronize", ctx);
-            }
             mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12652,9 +12091,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_logits(MemorySegment ctx) {
         var mh$ = llama_get_logits.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_logits", ctx);
-            }
             return (MemorySegment)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12713,9 +12149,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_logits_ith(MemorySegment ctx, int i) {
         var mh$ = llama_get_logits_ith.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_logits_ith", ctx, i);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, i);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12773,9 +12206,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_embeddings(MemorySegment ctx) {
         var mh$ = llama_get_embeddings.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_embeddings", ctx);
-            }
             return (MemorySegment)mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12834,9 +12264,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_get_embeddings_ith(MemorySegment ctx, int i) {
         var mh$ = llama_get_embeddings_ith.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_get_embeddings_ith", ctx, i);
-            }
             return (MemorySegment)mh$.invokeExact(ctx, i);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12895,9 +12322,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_vocab_get_text(MemorySegment vocab, int token) {
         var mh$ = llama_vocab_get_text.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_text", vocab, token);
-            }
             return (MemorySegment)mh$.invokeExact(vocab, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -12956,9 +12380,6 @@ public class NativeApi extends NativeApi$shared {
     public static float llama_vocab_get_score(MemorySegment vocab, int token) {
         var mh$ = llama_vocab_get_score.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_score", vocab, token);
-            }
             return (float)mh$.invokeExact(vocab, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13017,9 +12438,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_get_attr(MemorySegment vocab, int token) {
         var mh$ = llama_vocab_get_attr.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_attr", vocab, token);
-            }
             return (int)mh$.invokeExact(vocab, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13078,9 +12496,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_vocab_is_eog(MemorySegment vocab, int token) {
         var mh$ = llama_vocab_is_eog.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_is_eog", vocab, token);
-            }
             return (boolean)mh$.invokeExact(vocab, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13139,9 +12554,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_vocab_is_control(MemorySegment vocab, int token) {
         var mh$ = llama_vocab_is_control.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_is_control", vocab, token);
-            }
             return (boolean)mh$.invokeExact(vocab, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13199,9 +12611,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_bos(MemorySegment vocab) {
         var mh$ = llama_vocab_bos.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_bos", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13259,9 +12668,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_eos(MemorySegment vocab) {
         var mh$ = llama_vocab_eos.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_eos", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13319,9 +12725,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_eot(MemorySegment vocab) {
         var mh$ = llama_vocab_eot.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_eot", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13379,9 +12782,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_sep(MemorySegment vocab) {
         var mh$ = llama_vocab_sep.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_sep", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13439,9 +12839,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_nl(MemorySegment vocab) {
         var mh$ = llama_vocab_nl.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_nl", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13499,9 +12896,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_pad(MemorySegment vocab) {
         var mh$ = llama_vocab_pad.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_pad", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13559,9 +12953,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_vocab_mask(MemorySegment vocab) {
         var mh$ = llama_vocab_mask.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_mask", vocab);
-            }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13619,9 +13010,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_vocab_get_add_bos(MemorySegment vocab) {
         var mh$ = llama_vocab_get_add_bos.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_add_bos", vocab);
-            }
             return (boolean)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13679,9 +13067,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_vocab_get_add_eos(MemorySegment vocab) {
         var mh$ = llama_vocab_get_add_eos.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_add_eos", vocab);
-            }
             return (boolean)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13739,9 +13124,6 @@ public class NativeApi extends NativeApi$shared {
     public static boolean llama_vocab_get_add_sep(MemorySegment vocab) {
         var mh$ = llama_vocab_get_add_sep.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_add_sep", vocab);
-            }
             return (boolean)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13800,9 +13182,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_vocab_get_suppress_tokens(MemorySegment vocab, MemorySegment n_suppress_tokens) {
         var mh$ = llama_vocab_get_suppress_tokens.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_vocab_get_suppress_tokens", vocab, n_suppress_tokens);
-            }
             return (MemorySegment)mh$.invokeExact(vocab, n_suppress_tokens);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13866,9 +13245,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_tokenize(MemorySegment vocab, MemorySegment text, int text_len, MemorySegment tokens, int n_tokens_max, boolean add_special, boolean parse_special) {
         var mh$ = llama_tokenize.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_tokenize", vocab, text, text_len, tokens, n_tokens_max, add_special, parse_special);
-            }
             return (int)mh$.invokeExact(vocab, text, text_len, tokens, n_tokens_max, add_special, parse_special);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13931,9 +13307,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_token_to_piece(MemorySegment vocab, int token, MemorySegment buf, int length, int lstrip, boolean special) {
         var mh$ = llama_token_to_piece.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_token_to_piece", vocab, token, buf, length, lstrip, special);
-            }
             return (int)mh$.invokeExact(vocab, token, buf, length, lstrip, special);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -13997,9 +13370,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_detokenize(MemorySegment vocab, MemorySegment tokens, int n_tokens, MemorySegment text, int text_len_max, boolean remove_special, boolean unparse_special) {
         var mh$ = llama_detokenize.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_detokenize", vocab, tokens, n_tokens, text, text_len_max, remove_special, unparse_special);
-            }
             return (int)mh$.invokeExact(vocab, tokens, n_tokens, text, text_len_max, remove_special, unparse_special);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14062,9 +13432,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_chat_apply_template(MemorySegment tmpl, MemorySegment chat, long n_msg, boolean add_ass, MemorySegment buf, int length) {
         var mh$ = llama_chat_apply_template.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_chat_apply_template", tmpl, chat, n_msg, add_ass, buf, length);
-            }
             return (int)mh$.invokeExact(tmpl, chat, n_msg, add_ass, buf, length);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14123,9 +13490,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_chat_builtin_templates(MemorySegment output, long len) {
         var mh$ = llama_chat_builtin_templates.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_chat_builtin_templates", output, len);
-            }
             return (int)mh$.invokeExact(output, len);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14183,9 +13547,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_name(MemorySegment smpl) {
         var mh$ = llama_sampler_name.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_name", smpl);
-            }
             return (MemorySegment)mh$.invokeExact(smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14243,9 +13604,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_accept(MemorySegment smpl, int token) {
         var mh$ = llama_sampler_accept.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_accept", smpl, token);
-            }
             mh$.invokeExact(smpl, token);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14303,9 +13661,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_apply(MemorySegment smpl, MemorySegment cur_p) {
         var mh$ = llama_sampler_apply.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_apply", smpl, cur_p);
-            }
             mh$.invokeExact(smpl, cur_p);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14362,9 +13717,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_reset(MemorySegment smpl) {
         var mh$ = llama_sampler_reset.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_reset", smpl);
-            }
             mh$.invokeExact(smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14422,9 +13774,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_clone(MemorySegment smpl) {
         var mh$ = llama_sampler_clone.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_clone", smpl);
-            }
             return (MemorySegment)mh$.invokeExact(smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14482,9 +13831,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_copy(MemorySegment src, MemorySegment dst) {
         var mh$ = llama_sampler_copy.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_copy", src, dst);
-            }
             mh$.invokeExact(src, dst);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14541,9 +13887,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_free(MemorySegment smpl) {
         var mh$ = llama_sampler_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_free", smpl);
-            }
             mh$.invokeExact(smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14601,9 +13944,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_chain_init(MemorySegment params) {
         var mh$ = llama_sampler_chain_init.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_init", params);
-            }
             return (MemorySegment)mh$.invokeExact(params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14661,9 +14001,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_sampler_chain_add(MemorySegment chain, MemorySegment smpl) {
         var mh$ = llama_sampler_chain_add.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_add", chain, smpl);
-            }
             mh$.invokeExact(chain, smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14722,9 +14059,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_chain_get(MemorySegment chain, int i) {
         var mh$ = llama_sampler_chain_get.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_get", chain, i);
-            }
             return (MemorySegment)mh$.invokeExact(chain, i);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14782,9 +14116,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_sampler_chain_n(MemorySegment chain) {
         var mh$ = llama_sampler_chain_n.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_n", chain);
-            }
             return (int)mh$.invokeExact(chain);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14843,9 +14174,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_chain_remove(MemorySegment chain, int i) {
         var mh$ = llama_sampler_chain_remove.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_chain_remove", chain, i);
-            }
             return (MemorySegment)mh$.invokeExact(chain, i);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14901,9 +14229,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_greedy() {
         var mh$ = llama_sampler_init_greedy.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_greedy");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -14961,9 +14286,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_dist(int seed) {
         var mh$ = llama_sampler_init_dist.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_dist", seed);
-            }
             return (MemorySegment)mh$.invokeExact(seed);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15021,9 +14343,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_top_k(int k) {
         var mh$ = llama_sampler_init_top_k.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_top_k", k);
-            }
             return (MemorySegment)mh$.invokeExact(k);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15082,9 +14401,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_top_p(float p, long min_keep) {
         var mh$ = llama_sampler_init_top_p.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_top_p", p, min_keep);
-            }
             return (MemorySegment)mh$.invokeExact(p, min_keep);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15143,9 +14459,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_min_p(float p, long min_keep) {
         var mh$ = llama_sampler_init_min_p.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_min_p", p, min_keep);
-            }
             return (MemorySegment)mh$.invokeExact(p, min_keep);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15204,9 +14517,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_typical(float p, long min_keep) {
         var mh$ = llama_sampler_init_typical.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_typical", p, min_keep);
-            }
             return (MemorySegment)mh$.invokeExact(p, min_keep);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15264,9 +14574,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_temp(float t) {
         var mh$ = llama_sampler_init_temp.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_temp", t);
-            }
             return (MemorySegment)mh$.invokeExact(t);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15326,9 +14633,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_temp_ext(float t, float delta, float exponent) {
         var mh$ = llama_sampler_init_temp_ext.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_temp_ext", t, delta, exponent);
-            }
             return (MemorySegment)mh$.invokeExact(t, delta, exponent);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15389,9 +14693,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_xtc(float p, float t, long min_keep, int seed) {
         var mh$ = llama_sampler_init_xtc.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_xtc", p, t, min_keep, seed);
-            }
             return (MemorySegment)mh$.invokeExact(p, t, min_keep, seed);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15449,9 +14750,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_top_n_sigma(float n) {
         var mh$ = llama_sampler_init_top_n_sigma.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_top_n_sigma", n);
-            }
             return (MemorySegment)mh$.invokeExact(n);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15513,9 +14811,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_mirostat(int n_vocab, int seed, float tau, float eta, int m) {
         var mh$ = llama_sampler_init_mirostat.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_mirostat", n_vocab, seed, tau, eta, m);
-            }
             return (MemorySegment)mh$.invokeExact(n_vocab, seed, tau, eta, m);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15575,9 +14870,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_mirostat_v2(int seed, float tau, float eta) {
         var mh$ = llama_sampler_init_mirostat_v2.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_mirostat_v2", seed, tau, eta);
-            }
             return (MemorySegment)mh$.invokeExact(seed, tau, eta);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15637,9 +14929,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_grammar(MemorySegment vocab, MemorySegment grammar_str, MemorySegment grammar_root) {
         var mh$ = llama_sampler_init_grammar.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_grammar", vocab, grammar_str, grammar_root);
-            }
             return (MemorySegment)mh$.invokeExact(vocab, grammar_str, grammar_root);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15703,9 +14992,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_grammar_lazy_patterns(MemorySegment vocab, MemorySegment grammar_str, MemorySegment grammar_root, MemorySegment trigger_patterns, long num_trigger_patterns, MemorySegment trigger_tokens, long num_trigger_tokens) {
         var mh$ = llama_sampler_init_grammar_lazy_patterns.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_grammar_lazy_patterns", vocab, grammar_str, grammar_root, trigger_patterns, num_trigger_patterns, trigger_tokens, num_trigger_tokens);
-            }
             return (MemorySegment)mh$.invokeExact(vocab, grammar_str, grammar_root, trigger_patterns, num_trigger_patterns, trigger_tokens, num_trigger_tokens);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15767,9 +15053,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_penalties(int n_vocab, int penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present) {
         var mh$ = llama_sampler_init_penalties.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_penalties", n_vocab, penalty_last_n, penalty_repeat, penalty_freq, penalty_present);
-            }
             return (MemorySegment)mh$.invokeExact(n_vocab, penalty_last_n, penalty_repeat, penalty_freq, penalty_present);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15833,9 +15116,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_dry(MemorySegment vocab, float dry_multiplier, float dry_base, int dry_allowed_length, int dry_penalty_last_n, MemorySegment seq_breakers, long num_breakers) {
         var mh$ = llama_sampler_init_dry.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_dry", vocab, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, seq_breakers, num_breakers);
-            }
             return (MemorySegment)mh$.invokeExact(vocab, dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, seq_breakers, num_breakers);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15895,9 +15175,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_adaptive_p(float target, float decay, int seed) {
         var mh$ = llama_sampler_init_adaptive_p.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_adaptive_p", target, decay, seed);
-            }
             return (MemorySegment)mh$.invokeExact(target, decay, seed);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -15957,9 +15234,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_logit_bias(int n_vocab, int n_logit_bias, MemorySegment logit_bias) {
         var mh$ = llama_sampler_init_logit_bias.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_logit_bias", n_vocab, n_logit_bias, logit_bias);
-            }
             return (MemorySegment)mh$.invokeExact(n_vocab, n_logit_bias, logit_bias);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16017,9 +15291,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_sampler_init_infill(MemorySegment vocab) {
         var mh$ = llama_sampler_init_infill.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_init_infill", vocab);
-            }
             return (MemorySegment)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16077,9 +15348,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_sampler_get_seed(MemorySegment smpl) {
         var mh$ = llama_sampler_get_seed.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_get_seed", smpl);
-            }
             return (int)mh$.invokeExact(smpl);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16139,9 +15407,6 @@ public class NativeApi extends NativeApi$shared {
     public static int llama_sampler_sample(MemorySegment smpl, MemorySegment ctx, int idx) {
         var mh$ = llama_sampler_sample.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_sampler_sample", smpl, ctx, idx);
-            }
             return (int)mh$.invokeExact(smpl, ctx, idx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16197,9 +15462,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_print_system_info() {
         var mh$ = llama_print_system_info.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_print_system_info");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16257,9 +15519,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_log_set(MemorySegment log_callback, MemorySegment user_data) {
         var mh$ = llama_log_set.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_log_set", log_callback, user_data);
-            }
             mh$.invokeExact(log_callback, user_data);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16317,9 +15576,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_perf_context(SegmentAllocator allocator, MemorySegment ctx) {
         var mh$ = llama_perf_context.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_perf_context", allocator, ctx);
-            }
             return (MemorySegment)mh$.invokeExact(allocator, ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16376,9 +15632,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_perf_context_reset(MemorySegment ctx) {
         var mh$ = llama_perf_context_reset.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_perf_context_reset", ctx);
-            }
             mh$.invokeExact(ctx);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16436,9 +15689,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment llama_perf_sampler(SegmentAllocator allocator, MemorySegment chain) {
         var mh$ = llama_perf_sampler.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_perf_sampler", allocator, chain);
-            }
             return (MemorySegment)mh$.invokeExact(allocator, chain);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16495,9 +15745,6 @@ public class NativeApi extends NativeApi$shared {
     public static void llama_perf_sampler_reset(MemorySegment chain) {
         var mh$ = llama_perf_sampler_reset.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("llama_perf_sampler_reset", chain);
-            }
             mh$.invokeExact(chain);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16634,9 +15881,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_abi_version() {
         var mh$ = kvasir_abi_version.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_abi_version");
-            }
             return (int)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16692,9 +15936,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment kvasir_last_error() {
         var mh$ = kvasir_last_error.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_last_error");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16750,9 +15991,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment kvasir_llama_version() {
         var mh$ = kvasir_llama_version.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_llama_version");
-            }
             return (MemorySegment)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16810,9 +16048,6 @@ public class NativeApi extends NativeApi$shared {
     public static MemorySegment kvasir_kernels(MemorySegment device_name) {
         var mh$ = kvasir_kernels.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_kernels", device_name);
-            }
             return (MemorySegment)mh$.invokeExact(device_name);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16868,9 +16103,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_init() {
         var mh$ = kvasir_init.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_init");
-            }
             return (int)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16929,9 +16161,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_device(MemorySegment inner_name, MemorySegment device) {
         var mh$ = kvasir_device.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_device", inner_name, device);
-            }
             return (int)mh$.invokeExact(inner_name, device);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -16991,9 +16220,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_model_load(MemorySegment path, MemorySegment params, MemorySegment model) {
         var mh$ = kvasir_model_load.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_model_load", path, params, model);
-            }
             return (int)mh$.invokeExact(path, params, model);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17055,9 +16281,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_context_new(MemorySegment model, MemorySegment params, int attention, MemorySegment context, MemorySegment cache) {
         var mh$ = kvasir_context_new.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_context_new", model, params, attention, context, cache);
-            }
             return (int)mh$.invokeExact(model, params, attention, context, cache);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17115,9 +16338,6 @@ public class NativeApi extends NativeApi$shared {
     public static void kvasir_context_free(MemorySegment context, MemorySegment cache) {
         var mh$ = kvasir_context_free.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_context_free", context, cache);
-            }
             mh$.invokeExact(context, cache);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17177,9 +16397,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_decode(MemorySegment context, MemorySegment batch, MemorySegment result) {
         var mh$ = kvasir_decode.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_decode", context, batch, result);
-            }
             return (int)mh$.invokeExact(context, batch, result);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17235,9 +16452,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_chat_has_jinja() {
         var mh$ = kvasir_chat_has_jinja.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_chat_has_jinja");
-            }
             return (int)mh$.invokeExact();
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17301,9 +16515,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_chat_apply(MemorySegment model, MemorySegment messages, long n_messages, int add_assistant, MemorySegment buffer, long size, MemorySegment length) {
         var mh$ = kvasir_chat_apply.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_chat_apply", model, messages, n_messages, add_assistant, buffer, size, length);
-            }
             return (int)mh$.invokeExact(model, messages, n_messages, add_assistant, buffer, size, length);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17361,9 +16572,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_n_layers(MemorySegment cache) {
         var mh$ = kvasir_cache_n_layers.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_n_layers", cache);
-            }
             return (int)mh$.invokeExact(cache);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17423,9 +16631,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_layer(MemorySegment cache, int layer, MemorySegment info) {
         var mh$ = kvasir_cache_layer.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_layer", cache, layer, info);
-            }
             return (int)mh$.invokeExact(cache, layer, info);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17487,9 +16692,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_head(MemorySegment cache, int layer, int stream, int head, MemorySegment view) {
         var mh$ = kvasir_cache_head.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_head", cache, layer, stream, head, view);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, view);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17548,9 +16750,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_bytes(MemorySegment cache, MemorySegment bytes) {
         var mh$ = kvasir_cache_bytes.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_bytes", cache, bytes);
-            }
             return (int)mh$.invokeExact(cache, bytes);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17613,9 +16812,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_keep(MemorySegment cache, int layer, int stream, int head, MemorySegment slots, int n_slots) {
         var mh$ = kvasir_cache_keep.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_keep", cache, layer, stream, head, slots, n_slots);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, slots, n_slots);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17675,9 +16871,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_evict(MemorySegment cache, MemorySegment evictions, int n_evictions) {
         var mh$ = kvasir_cache_evict.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_evict", cache, evictions, n_evictions);
-            }
             return (int)mh$.invokeExact(cache, evictions, n_evictions);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17737,9 +16930,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_truncate(MemorySegment cache, int stream, int first_cell) {
         var mh$ = kvasir_cache_truncate.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_truncate", cache, stream, first_cell);
-            }
             return (int)mh$.invokeExact(cache, stream, first_cell);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17802,9 +16992,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_read(MemorySegment cache, int layer, int stream, int head, MemorySegment k, MemorySegment v) {
         var mh$ = kvasir_cache_read.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_read", cache, layer, stream, head, k, v);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, k, v);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17868,9 +17055,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_value_norms(MemorySegment cache, int layer, int stream, int head, int first_slot, int n_slots, MemorySegment norms) {
         var mh$ = kvasir_cache_value_norms.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_value_norms", cache, layer, stream, head, first_slot, n_slots, norms);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, first_slot, n_slots, norms);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17929,9 +17113,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_statistic_start(MemorySegment cache, MemorySegment params) {
         var mh$ = kvasir_statistic_start.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_statistic_start", cache, params);
-            }
             return (int)mh$.invokeExact(cache, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -17989,9 +17170,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_statistic_stop(MemorySegment cache) {
         var mh$ = kvasir_statistic_stop.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_statistic_stop", cache);
-            }
             return (int)mh$.invokeExact(cache);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -18055,9 +17233,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_statistic_read(MemorySegment cache, int layer, int stream, int head, MemorySegment buckets, MemorySegment recent, MemorySegment n_queries) {
         var mh$ = kvasir_statistic_read.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_statistic_read", cache, layer, stream, head, buckets, recent, n_queries);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, buckets, recent, n_queries);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -18119,9 +17294,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_track(MemorySegment cache, int layer, int stream, int head, int on) {
         var mh$ = kvasir_cache_track.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_track", cache, layer, stream, head, on);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head, on);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -18182,9 +17354,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_scores(MemorySegment cache, int layer, int stream, int head) {
         var mh$ = kvasir_cache_scores.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_scores", cache, layer, stream, head);
-            }
             return (int)mh$.invokeExact(cache, layer, stream, head);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -18244,9 +17413,6 @@ public class NativeApi extends NativeApi$shared {
     public static int kvasir_cache_timings(MemorySegment cache, MemorySegment timings, int reset) {
         var mh$ = kvasir_cache_timings.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_cache_timings", cache, timings, reset);
-            }
             return (int)mh$.invokeExact(cache, timings, reset);
         } catch (Error | RuntimeException ex) {
            throw ex;
@@ -18304,9 +17470,6 @@ public class NativeApi extends NativeApi$shared {
     public static long kvasir_sizeof(MemorySegment struct_name) {
         var mh$ = kvasir_sizeof.HANDLE;
         try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("kvasir_sizeof", struct_name);
-            }
             return (long)mh$.invokeExact(struct_name);
         } catch (Error | RuntimeException ex) {
            throw ex;
