@@ -130,7 +130,7 @@ int main(int argc, char ** argv) {
         device_array<float> q(std::vector<float>((size_t) (n_head * c.dim), 0.1f)), rows(std::vector<float>((size_t) (heads * c.dim), 0.1f)), out((size_t) (n_head * c.dim));
         device_array<char> exchange(decode_exchange_bytes(shape, c.dim));
         device_array<uint32_t> epoch(2);
-        device_array<decode_token> token(1);
+        device_array<token_label> token(1);
         std::vector<device_array<int32_t>> tables, counts, slots;
         std::vector<device_array<decode_segment>> segments;
         std::vector<decode_layer> layers;

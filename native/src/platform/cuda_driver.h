@@ -1,5 +1,5 @@
 // NVIDIA's driver API, loaded at run time: one build of libkvasir serves machines with and without a GPU. The declarations
-// are those of cuda.h (CUDA 12 and later), as far as they are used here; test/cuda/driver_test.cu compares them with it.
+// are those of cuda.h (CUDA 12 and later), as far as they are used here; test/cuda/driver_test.cpp compares them with it.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ using graph      = struct CUgraph_st *;
 using graph_exec = struct CUgraphExec_st *;
 using allocation = unsigned long long; // CUmemGenericAllocationHandle
 
-constexpr result SUCCESS = 0, OUT_OF_MEMORY = 2, NOT_READY = 600;
+constexpr result SUCCESS = 0, OUT_OF_MEMORY = 2;
 
 enum {
     STREAM_NON_BLOCKING           = 1, // CU_STREAM_NON_BLOCKING
@@ -59,21 +59,16 @@ struct mem_access { // CUmemAccessDesc
 // X(name, suffix of the symbol, parameters)
 #define KVASIR_CUDA_FUNCTIONS(X)                                                                                       \
     X(cuInit, "", (unsigned))                                                                                          \
-    X(cuDriverGetVersion, "", (int *) )                                                                                \
     X(cuGetErrorString, "", (result, const char **) )                                                                  \
-    X(cuDeviceGetCount, "", (int *) )                                                                                  \
     X(cuDeviceGet, "", (device *, int) )                                                                               \
     X(cuDeviceGetAttribute, "", (int *, int, device) )                                                                 \
     X(cuDeviceTotalMem, "_v2", (size_t *, device) )                                                                    \
     X(cuDevicePrimaryCtxRetain, "", (context *, device) )                                                              \
-    X(cuDevicePrimaryCtxRelease, "_v2", (device) )                                                                     \
     X(cuCtxGetCurrent, "", (context *) )                                                                               \
     X(cuCtxSetCurrent, "", (context) )                                                                                 \
     X(cuModuleLoadData, "", (module *, const void *) )                                                                 \
-    X(cuModuleUnload, "", (module) )                                                                                   \
     X(cuModuleGetFunction, "", (function *, module, const char *) )                                                    \
     X(cuFuncSetAttribute, "", (function, int, int) )                                                                   \
-    X(cuOccupancyMaxActiveBlocksPerMultiprocessor, "", (int *, function, int, size_t) )                                \
     X(cuLaunchKernel, "", (function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, stream, void **, void **) ) \
     X(cuLaunchCooperativeKernel, "", (function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, stream, void **) ) \
     X(cuStreamCreate, "", (stream *, unsigned) )                                                                       \

@@ -127,6 +127,14 @@ void cuda_store::put_step(const std::vector<char> & data) {
     check(cu().cuMemcpyHtoDAsync(step_.at(), s.host, data.size(), queue_), "an upload");
 }
 
+device_ptr cuda_store::scratch(size_t bytes) {
+    if (bytes > scratch_.size()) {
+        synchronize();
+        scratch_.reserve(bytes);
+    }
+    return scratch_.at();
+}
+
 device_ptr cuda_store::layers() {
     if (layers_of_ != addresses_) {
         if (step_.size() == 0) {
@@ -363,13 +371,9 @@ void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
     }
     reserve(wanted.data());
     store_->run_queued();
-    const size_t row = is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes;
-    if (store_->scratch_.size() < row * (size_t) n) {
-        store_->synchronize();
-        store_->scratch_.reserve(row * (size_t) n);
-    }
-    span("store_gather", from, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
-    span("store_scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, store_->scratch_.at());
+    const device_ptr rows = store_->scratch((is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes) * (size_t) n);
+    span("store_gather", from, is_k ? SIDE_K : SIDE_V, 0, n, rows);
+    span("store_scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, rows);
     unlabelled_[(size_t) to] = 1;
 }
 
@@ -381,20 +385,21 @@ void cuda_rows::span(const char * kernel, int head, int32_t side, int32_t first,
     store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
 }
 
-void cuda_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows) {
+// What a kernel makes of slots [first, first + n) of a head, brought to the host.
+void cuda_rows::fetch(const char * kernel, int head, int32_t side, int32_t first, int32_t n, void * to, size_t slot_bytes) {
     if (n == 0) {
         return;
     }
     current_context current(store_->device_.primary());
     store_->run_queued();
-    const size_t bytes = (size_t) n * (is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes);
-    if (store_->scratch_.size() < bytes) {
-        store_->synchronize();
-        store_->scratch_.reserve(bytes);
-    }
-    span("store_gather", head, is_k ? SIDE_K : SIDE_V, first, n, store_->scratch_.at());
-    check(cu().cuMemcpyDtoHAsync(rows, store_->scratch_.at(), bytes, store_->queue_), "reading the KV cache");
+    const size_t bytes = (size_t) n * slot_bytes;
+    span(kernel, head, side, first, n, store_->scratch(bytes));
+    check(cu().cuMemcpyDtoHAsync(to, store_->scratch(bytes), bytes, store_->queue_), "reading the KV cache");
     store_->synchronize();
+}
+
+void cuda_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows) {
+    fetch("store_gather", head, is_k ? SIDE_K : SIDE_V, first, n, rows, is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes);
 }
 
 void cuda_rows::write(bool is_k, int head, int32_t first, int32_t n, const char * rows) {
@@ -437,36 +442,12 @@ size_t cuda_rows::resident_bytes() const {
 }
 
 bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
-    if (n == 0) {
-        return true;
-    }
-    current_context current(store_->device_.primary());
-    store_->run_queued();
-    const size_t bytes = (size_t) n * sizeof(float);
-    if (store_->scratch_.size() < bytes) {
-        store_->synchronize();
-        store_->scratch_.reserve(bytes);
-    }
-    span("store_value_norms", head, SIDE_V, first, n, store_->scratch_.at());
-    check(cu().cuMemcpyDtoHAsync(norms, store_->scratch_.at(), bytes, store_->queue_), "reading the norms of values");
-    store_->synchronize();
+    fetch("store_value_norms", head, SIDE_V, first, n, norms, sizeof(float));
     return true;
 }
 
 bool cuda_rows::read_scores(int head, int32_t n, float * scores) {
-    if (n == 0) {
-        return true;
-    }
-    current_context current(store_->device_.primary());
-    store_->run_queued();
-    const size_t bytes = (size_t) n * sizeof(float);
-    if (store_->scratch_.size() < bytes) {
-        store_->synchronize();
-        store_->scratch_.reserve(bytes);
-    }
-    span("store_scores", head, 0, 0, n, store_->scratch_.at());
-    check(cu().cuMemcpyDtoHAsync(scores, store_->scratch_.at(), bytes, store_->queue_), "reading scores");
-    store_->synchronize();
+    fetch("store_scores", head, 0, 0, n, scores, sizeof(float));
     return true;
 }
 

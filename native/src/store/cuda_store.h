@@ -111,6 +111,7 @@ private:
     void     run_queued();      // keeps, moves, new pages, words
     void     return_memory();
     device_ptr columns();       // statistic_columns of all layers, or 0
+    device_ptr scratch(size_t bytes); // for what the next launches pass on to each other
 };
 
 class cuda_rows final : public row_memory {
@@ -165,6 +166,7 @@ private:
 
     void give_back(int head, int32_t pages);
     void span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data);
+    void fetch(const char * kernel, int head, int32_t side, int32_t first, int32_t n, void * to, size_t slot_bytes);
     void label();
     void clear_sums(int head, int32_t first, int32_t n);
 };

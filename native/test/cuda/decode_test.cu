@@ -138,7 +138,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     // the rows of this step
     const int32_t rows = c.append ? c.n_stream * c.n_tokens : 0;
     const std::vector<float> k_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1), v_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1);
-    std::vector<decode_token> tokens((size_t) rows);
+    std::vector<token_label> tokens((size_t) rows);
     std::vector<int32_t> slot_of((size_t) (rows * c.n_head_kv), -1);
     for (int32_t r = 0; r < rows; r++) {
         const int32_t stream = r % c.n_stream, i = r / c.n_stream;
@@ -172,7 +172,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     device_array<char> d_pool(before);
     device_array<int32_t> d_table(table), d_n(n), d_slot(slot_of), d_track(track), d_open(std::vector<int32_t>{c.open ? 1 : 0});
     device_array<float> d_q(q), d_k(k_rows), d_v(v_rows), d_sinks(sinks), d_out((size_t) (c.n_stream * n_head * c.n_tokens * c.dim));
-    device_array<decode_token> d_token(tokens);
+    device_array<token_label> d_token(tokens);
     device_array<__half> d_mask(mask);
     device_array<decode_segment> segments(decode_segments(shape, heads));
     device_array<char> exchange(decode_exchange_bytes(shape, c.dim));

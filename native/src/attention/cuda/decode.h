@@ -1,9 +1,9 @@
 // Attention of a few queries over one layer of the store, for a host compiler and for nvcc.
 //
-// `plan` runs once per token for all layers: it cuts the blocks of all heads of a layer, laid one after another, into
-// nearly equal pieces, one per CTA. The decode kernel then runs once per layer, and `accumulate_scores` once per
-// token if any head is tracked. Lengths, page tables and flags are read on the device, so a captured graph of these launches
-// stays valid while they change. `plan` has to run again before a layer's decode kernel does.
+// `plan` runs once per token for all layers: it cuts the blocks of all heads of a layer into pieces, one per CTA: whole CTAs
+// for each head where that comes out nearly even, else the heads are laid one after another and cut into equal pieces. The
+// decode kernel then runs once per layer, and `accumulate_scores` once per token if any head is tracked. Lengths, page tables
+// and flags are read on the device, so a captured graph of these launches stays valid while they change. `plan` has to run again before a layer's decode kernel does.
 //
 // Parts of a cut head meet through `exchange`: CTAs wait for one another, so all CTAs of the grid have to be
 // resident. Each fills a multiprocessor and there are no more than multiprocessors; other kernels may run beside it as long as
@@ -13,12 +13,6 @@
 #include "prefill.h"
 
 namespace kvasir::cuda {
-
-// A row that a launch appends: where llama.cpp put it.
-struct decode_token {
-    int32_t stream; // of the launch
-    int32_t cell, pos, pad;
-};
 
 constexpr int32_t SEGMENT_PAGES = 16;
 
@@ -49,7 +43,7 @@ struct decode_layer {
     const int32_t *  open;          // there != 0: every slot is seen by every query, and the mask is not read; or none
     const int32_t *  track;         // [head] region of scores + 1, or 0; or none
     const int32_t *  slot;          // decode_params
-    const decode_token * token;
+    const token_label * token;
     int32_t          n_append;
     decode_segment * segments;      // decode_segments
     float *          scores;        // [region][n_column][score_stride] exponents of 2
@@ -76,7 +70,7 @@ struct decode_params {
     const char *           v;
     int64_t                k_token_bytes, k_head_bytes, v_token_bytes, v_head_bytes;
     const int32_t *        slot;    // [n_append][n_head_kv]; pages.n counts them already. -1: the head does not hold the row
-    const decode_token *   token;   // [n_append]
+    const token_label *   token;   // [n_append]
     int32_t                n_append;
     int32_t                n_pass, stages, ring; // decode_shape
     const decode_segment * segments;

@@ -35,6 +35,11 @@ inline size_t mask_view_bytes(const mask_params & m, int32_t n_tokens) {
            (size_t) ((m.n_kv + VIEW_CELLS - 1) / VIEW_CELLS);
 }
 
+// Where a token goes: which stream of the launch, llama.cpp's cell, the position in its sequence.
+struct token_label {
+    int32_t stream, cell, pos, pad;
+};
+
 struct attention_params {
     layer_pages     pages;     // [n_stream][n_head_kv] heads; they already hold the queries' own tokens
     mask_params     mask;

@@ -8,10 +8,6 @@
 
 namespace kvasir::cuda {
 
-struct token_label {
-    int32_t stream, cell, pos, pad;
-};
-
 // writes rows of new tokens; converts as ggml's SET_ROWS does on CUDA
 struct append_params {
     layer_pages         pages;

@@ -35,6 +35,9 @@ current_context::current_context(context c) {
 current_context::~current_context() { cu().cuCtxSetCurrent(before_); }
 
 gpu::gpu(int index) {
+#if !defined(KVASIR_CUDA)
+    throw error(KVASIR_UNSUPPORTED, "this libkvasir was built without CUDA kernels");
+#else
     const driver & d = cu();
     check(d.cuDeviceGet(&id_, index), "the CUDA device");
     const auto attribute = [&](int which) {
@@ -54,14 +57,11 @@ gpu::gpu(int index) {
     shared_per_multiprocessor_ = (uint32_t) attribute(ATTRIBUTE_SHARED_PER_SM);
     check(d.cuDeviceTotalMem(&total_memory_, id_), "the memory of the CUDA device");
     check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
-#if defined(KVASIR_CUDA)
     current_context current(context_);
     const char * binaries[MODULES] = {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_decode};
     for (size_t m = 0; m < MODULES; m++) {
         check(d.cuModuleLoadData(&modules_[m], binaries[m]), "Kvasir's CUDA kernels");
     }
-#else
-    throw error(KVASIR_UNSUPPORTED, "this libkvasir was built without CUDA kernels");
 #endif
 }
 

@@ -4,6 +4,7 @@
 #include "../kv_buffer.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace kvasir::cuda {
@@ -24,6 +25,29 @@ bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     const api &  g = llama();
     const char * a0 = (const char *) a->data, * b0 = (const char *) b->data;
     return a0 < b0 + g.ggml_nbytes(b) && b0 < a0 + g.ggml_nbytes(a);
+}
+
+template <typename P> void set_output(P & p, const ggml_tensor * node) {
+    p.out              = (float *) node->data;
+    p.out_head_bytes   = (int64_t) node->nb[1];
+    p.out_token_bytes  = (int64_t) node->nb[2];
+    p.out_stream_bytes = (int64_t) node->nb[3];
+}
+
+// the rows that two SET_ROWS append
+template <typename P> void set_appended(P & p, const ggml_tensor * k, const ggml_tensor * v, const layer & l) {
+    p.k             = (const char *) k->src[0]->data;
+    p.v             = (const char *) v->src[0]->data;
+    p.k_token_bytes = (int64_t) k->src[0]->nb[1];
+    p.v_token_bytes = (int64_t) v->src[0]->nb[1];
+    p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
+    p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+}
+
+// ggml-cuda's own switch for its graphs is one for ours too
+bool graphs_wanted() {
+    static const bool wanted = !getenv("GGML_CUDA_DISABLE_GRAPHS");
+    return wanted;
 }
 
 device_limits limits_of(const gpu & device) { return {device.multiprocessors(), device.shared_per_multiprocessor()}; }
@@ -273,7 +297,7 @@ void cuda_graph::prepare_few() {
         d.open     = (const int32_t *) (store_->step() + op.open_at);
         if (op.fused) {
             d.slot     = (const int32_t *) (store_->step() + op.slots_at);
-            d.token    = (const decode_token *) (store_->step() + op.tokens_at);
+            d.token    = (const token_label *) (store_->step() + op.tokens_at);
             d.n_append = op.n_append;
         }
         d.segments = (decode_segment *) segments_.at(op.segments_at);
@@ -327,19 +351,11 @@ void cuda_graph::launch_few(operation & op) {
     decode_params p{};
     p.a                = op.attention;
     p.group            = l.n_head / l.n_head_kv;
-    p.out              = (float *) op.node->data;
-    p.out_head_bytes   = (int64_t) op.node->nb[1];
-    p.out_token_bytes  = (int64_t) op.node->nb[2];
-    p.out_stream_bytes = (int64_t) op.node->nb[3];
+    set_output(p, op.node);
     if (op.fused) {
-        p.k = (const char *) op.k->src[0]->data;
-        p.v = (const char *) op.v->src[0]->data;
-        p.k_token_bytes = (int64_t) op.k->src[0]->nb[1];
-        p.v_token_bytes = (int64_t) op.v->src[0]->nb[1];
-        p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
-        p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+        set_appended(p, op.k, op.v, l);
         p.slot     = (const int32_t *) (store_->step() + op.slots_at);
-        p.token    = (const decode_token *) (store_->step() + op.tokens_at);
+        p.token    = (const token_label *) (store_->step() + op.tokens_at);
         p.n_append = op.n_append;
     }
     p.n_pass   = op.shape.n_pass;
@@ -371,10 +387,7 @@ void cuda_graph::launch_many(operation & op) {
     const bool     scored = statistic_ || std::any_of(l.heads.begin(), l.heads.end(), [](const head_store & h) { return h.track; });
     prefill_params p{};
     p.a                = a;
-    p.out              = (float *) op.node->data;
-    p.out_head_bytes   = (int64_t) op.node->nb[1];
-    p.out_token_bytes  = (int64_t) op.node->nb[2];
-    p.out_stream_bytes = (int64_t) op.node->nb[3];
+    set_output(p, op.node);
     p.lse              = scored ? (float *) lse_.at() : nullptr;
     p.partial          = (float *) partial_.at();
     p.arrived          = (int32_t *) arrived_.at();
@@ -409,12 +422,7 @@ void cuda_graph::launch(operation & op) {
     if (op.k && !op.fused) {
         append_params p{};
         p.pages         = op.attention.pages;
-        p.k             = (const char *) op.k->src[0]->data;
-        p.v             = (const char *) op.v->src[0]->data;
-        p.k_token_bytes = (int64_t) op.k->src[0]->nb[1];
-        p.v_token_bytes = (int64_t) op.v->src[0]->nb[1];
-        p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
-        p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+        set_appended(p, op.k, op.v, l);
         p.slots         = (const int32_t *) (store_->step() + op.slots_at);
         p.tokens        = (const token_label *) (store_->step() + op.tokens_at);
         p.n_tokens      = op.n_append;
@@ -580,7 +588,7 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<int> & ov
     }
     const bool again = graph->uid != 0 && graph->uid == uid_;
     uid_ = graph->uid;
-    if (few && again && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
+    if (few && again && graphs_wanted() && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
         refused_uid_ = graph->uid;
     }
     if (few && captured_ && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
