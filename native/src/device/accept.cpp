@@ -12,6 +12,7 @@
 #include "../store/host_rows.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace kvasir {
 
@@ -139,6 +140,13 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     }
     if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);
+        return false;
+    }
+    float softcap = 0;
+    memcpy(&softcap, (const float *) node->op_params + 2, sizeof(float));
+    // fattn-mma-f16.cuh and fattn-vec.cuh have soft-capping for these; for others supports_op says yes, and the kernel ends the process
+    if (l.attention == KVASIR_ATTENTION_PORTABLE && softcap != 0.0f && cuda::gpu::is_cuda(l.device) && dim_k != 128 && dim_k != 256) {
+        reason = format("layer %d on %s, whose FLASH_ATTN_EXT has no soft-capping for head dim %d", l.il, l.device->iface.get_name(l.device), dim_k);
         return false;
     }
     return true;

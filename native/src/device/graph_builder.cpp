@@ -79,6 +79,15 @@ ggml_tensor * graph_builder::scratch(ggml_type type, int64_t n0, int64_t n1, int
     return tensor(type, scratch_.take(llama().ggml_row_size(type, n0) * (size_t) (n1 * n2)), n0, n1, n2);
 }
 
+size_t graph_builder::alloc_size(const ggml_tensor * operation) const {
+    ggml_backend_buffer_type_t type = device_->iface.get_buffer_type(device_);
+    return type->iface.get_alloc_size ? type->iface.get_alloc_size(type, operation) : llama().ggml_nbytes(operation);
+}
+
+ggml_tensor * graph_builder::scratch_for(const ggml_tensor * operation) {
+    return tensor(operation->type, scratch_.take(alloc_size(operation)), operation->ne[0], operation->ne[1], operation->ne[2]);
+}
+
 ggml_tensor * graph_builder::result(ggml_type type, int64_t n0, int64_t n1, int64_t n2, void ** host) {
     const device_arena::piece p = results_.take(llama().ggml_row_size(type, n0) * (size_t) (n1 * n2));
     *host = p.host;

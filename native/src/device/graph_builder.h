@@ -37,6 +37,9 @@ public:
     // contents come from host, which is to be filled before compute
     ggml_tensor * input(ggml_type type, int64_t n0, int64_t n1, int64_t n2, void ** host);
     ggml_tensor * scratch(ggml_type type, int64_t n0, int64_t n1 = 1, int64_t n2 = 1);
+    // for the result of an operation, which may want more than its elements: ggml-cuda's attention converts K and V behind them
+    ggml_tensor * scratch_for(const ggml_tensor * operation);
+    size_t        alloc_size(const ggml_tensor * operation) const;
     // what is in host after fetch_results
     ggml_tensor * result(ggml_type type, int64_t n0, int64_t n1, int64_t n2, void ** host);
 

@@ -229,11 +229,11 @@ void portable_attention::attend_head(const attention_node & a, const ggml_tensor
     // [dim][query head of the group][token]: in place where that is one piece of the node's memory
     const place   at  = place(node) + (size_t) first_head * a.out_nb[1] + (size_t) stream * a.out_nb[3];
     ggml_tensor * out = graph_.tensor(GGML_TYPE_F32, at, a.v.dim, group, a.n_tokens, a.out_nb[1], a.out_nb[2]);
-    if ((a.n_tokens == 1 || group == a.n_head) && graph_.bindable(at)) {
+    if ((a.n_tokens == 1 || group == a.n_head) && graph_.bindable(at) && graph_.alloc_size(attention) <= g.ggml_nbytes(attention)) {
         graph_.add(attention, out);
         return;
     }
-    ggml_tensor * apart = graph_.add(attention, graph_.scratch(GGML_TYPE_F32, a.v.dim, group, a.n_tokens));
+    ggml_tensor * apart = graph_.add(attention, graph_.scratch_for(attention));
     graph_.copy(apart, out);
 }
 
