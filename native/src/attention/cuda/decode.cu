@@ -742,24 +742,25 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         if (n_part == 1 || (turn && !other_last) || (halves && warp % 2 != turn)) {
             continue;
         }
-        constexpr int LANES = 8, AT_ONCE = 3; // lanes per pair of elements, parts that a lane looks at at once
+        constexpr int AT_ONCE = 3; // parts that a lane looks at at once
+        const int lanes = n_part <= 2 ? 2 : n_part <= 4 ? 4 : 8, at_once = 32 / lanes; // lanes per pair of elements, pairs of a warp
         const place at = place_of(of);
         const int32_t part = field(of, PART), track = field(of, TRACK), place0 = field(of, EXCHANGE);
         const int32_t pairs = at.n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
         const uint32_t epoch = (uint32_t) field(of, EPOCH);
 #pragma unroll 1
-        for (int32_t i0 = begin + sharer * (32 / LANES); i0 < end; i0 += sharers * (32 / LANES)) {
-            const int32_t i = min(i0 + lane / LANES, end - 1), column = i / (D / 2), d = i % (D / 2);
+        for (int32_t i0 = begin + sharer * at_once; i0 < end; i0 += sharers * at_once) {
+            const int32_t i = min(i0 + lane / lanes, end - 1), column = i / (D / 2), d = i % (D / 2);
             sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
 #pragma unroll 1
-            for (int32_t o0 = lane % LANES; o0 < n_part; o0 += LANES * AT_ONCE) {
+            for (int32_t o0 = lane % lanes; o0 < n_part; o0 += lanes * AT_ONCE) {
                 uint4 value[AT_ONCE], weight[AT_ONCE];
                 bool all;
                 do {
                     all = true;
 #pragma unroll
                     for (int u = 0; u < AT_ONCE; u++) { // past the last one: the first again
-                        const int32_t o = o0 + u * LANES < n_part ? o0 + u * LANES : o0;
+                        const int32_t o = o0 + u * lanes < n_part ? o0 + u * lanes : o0;
                         const uint4 * from_part = (const uint4 *) p.exchange + ((size_t) (o == 0 ? place0 : 2 * (place0 / 2 + o)) * (NT * 8) + (size_t) column) * (D / 2 + 1);
                         value[u]  = look(from_part + d);
                         weight[u] = look(from_part + D / 2);
@@ -778,26 +779,24 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                 x = {m, x.weight * keep, x.x * keep, x.y * keep};
 #pragma unroll
                 for (int u = 0; u < AT_ONCE; u++) {
-                    const float by = o0 + u * LANES < n_part ? exp2_fast(__uint_as_float(weight[u].x) - base) : 0.0f;
+                    const float by = o0 + u * lanes < n_part ? exp2_fast(__uint_as_float(weight[u].x) - base) : 0.0f;
                     x.weight += by * __uint_as_float(weight[u].z);
                     x.x += by * __uint_as_float(value[u].x);
                     x.y += by * __uint_as_float(value[u].z);
                 }
             }
             float m = x.max;
-#pragma unroll
-            for (int o = 1; o < LANES; o *= 2) {
+            for (int o = 1; o < lanes; o *= 2) {
                 m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
             }
             const float keep = exp2_fast(x.max - base_of(m));
             x = {m, x.weight * keep, x.x * keep, x.y * keep};
-#pragma unroll
-            for (int o = 1; o < LANES; o *= 2) {
+            for (int o = 1; o < lanes; o *= 2) {
                 x.weight += __shfl_xor_sync(~0u, x.weight, o);
                 x.x += __shfl_xor_sync(~0u, x.x, o);
                 x.y += __shfl_xor_sync(~0u, x.y, o);
             }
-            if (i0 + lane / LANES < end && lane % LANES == 0) {
+            if (i0 + lane / lanes < end && lane % lanes == 0) {
                 finish(at, track, column, d * 2, x);
             }
         }
@@ -821,6 +820,30 @@ template <class T> __device__ __forceinline__ int32_t last_at_most(const T * v, 
     while (hi - lo > 1) {
         const int32_t mid = (lo + hi) / 2;
         (v[mid] <= x ? lo : hi) = mid;
+    }
+    return lo;
+}
+
+// The fewest blocks, min_blocks at least, so that pieces of no more suffice for all heads when each has CTAs of its own; one warp.
+template <class F> __device__ __forceinline__ int32_t least_piece(int32_t lane, int32_t n_head, int32_t n_cta, int32_t min_blocks, F blocks_in) {
+    int32_t most = min_blocks;
+    for (int32_t h = lane; h < n_head; h += 32) {
+        most = max(most, blocks_in(h));
+    }
+    __syncwarp();
+    int32_t lo = min_blocks, hi = __reduce_max_sync(~0u, most);
+    while (lo < hi) {
+        const int32_t mid = (lo + hi) / 2;
+        int32_t need = 0;
+        for (int32_t h = lane; h < n_head; h += 32) {
+            need += (blocks_in(h) + mid - 1) / mid;
+        }
+        __syncwarp();
+        if (__reduce_add_sync(~0u, need) <= n_cta) {
+            hi = mid;
+        } else {
+            lo = mid + 1;
+        }
     }
     return lo;
 }
@@ -858,6 +881,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
     cut * const cuts = (cut *) shared;                          // [n_cta + 1]
     int32_t * const start = (int32_t *) (cuts + p.n_cta + 1);   // [n_head + 1]
     __shared__ uint32_t epoch;
+    __shared__ int32_t shared_count;
     __shared__ bool clear;
     const decode_layer layer = p.layers[blockIdx.x];
     const int32_t n_head = layer.n_stream * layer.pages.n_head_kv * layer.n_pass;
@@ -894,25 +918,56 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
         p.epoch[1] = 0;
     }
 
-    const int32_t total = start[n_head], n_piece = max(1, min(p.n_cta, max(n_head, total / (p.min_blocks + p.head_blocks))));
-    // a piece is longer than head_blocks, so no two cuts fall on the same block but a head's first
     const auto blocks_in = [&](int32_t h) { return start[h + 1] - start[h] - p.head_blocks; };
-    const int32_t crumb = min(p.head_blocks, total / n_piece / 16); // what is not worth a segment of its own
-    for (int32_t i = (int32_t) threadIdx.x; i <= n_piece; i += (int32_t) PLAN_THREADS) {
-        const int32_t x = (int32_t) ((int64_t) i * total / n_piece);
-        cut c = {n_head, 0};
-        if (i < n_piece) {
-            c.head  = last_at_most(start, n_head, x);
-            c.block = max(0, x - start[c.head] - p.head_blocks);
-            if (c.block < crumb) {
-                c.block = 0;
-            } else if (blocks_in(c.head) - c.block < crumb) {
-                c = {c.head + 1, 0};
-            }
+    const bool enough = n_head <= p.n_cta;
+    if (enough && threadIdx.x < 32) {
+        const int32_t blocks = least_piece((int32_t) threadIdx.x, n_head, p.n_cta, p.min_blocks, blocks_in);
+        if (threadIdx.x == 0) {
+            shared_count = blocks;
         }
-        cuts[i] = c;
     }
     __syncthreads();
+    const int32_t total = start[n_head], least = enough ? shared_count : 0;
+    int32_t n_piece = max(1, min(p.n_cta, max(n_head, total / (p.min_blocks + p.head_blocks))));
+    if (enough && (int64_t) least * n_piece * 16 <= (int64_t) total * 17) {
+        // every head to CTAs of its own: a second head would cost a CTA more than what equal pieces save
+        mine = 0;
+        for (int32_t h = first; h < last; h++) {
+            mine += (blocks_in(h) + least - 1) / least;
+        }
+        before = block_sum_before(mine);
+        for (int32_t h = first; h < last; h++) {
+            const int32_t blocks = blocks_in(h), n = (blocks + least - 1) / least;
+            for (int32_t i = 0; i < n; i++) {
+                cuts[before + i] = {h, (int32_t) ((int64_t) blocks * i / n)};
+            }
+            before += n;
+            if (h + 1 == n_head) {
+                cuts[before] = {n_head, 0};
+                shared_count = before;
+            }
+        }
+        __syncthreads();
+        n_piece = shared_count;
+    } else {
+        // a piece is longer than head_blocks, so no two cuts fall on the same block but a head's first
+        const int32_t crumb = min(p.head_blocks, total / n_piece / 16); // what is not worth a segment of its own
+        for (int32_t i = (int32_t) threadIdx.x; i <= n_piece; i += (int32_t) PLAN_THREADS) {
+            const int32_t x = (int32_t) ((int64_t) i * total / n_piece);
+            cut c = {n_head, 0};
+            if (i < n_piece) {
+                c.head  = last_at_most(start, n_head, x);
+                c.block = max(0, x - start[c.head] - p.head_blocks);
+                if (c.block < crumb) {
+                    c.block = 0;
+                } else if (blocks_in(c.head) - c.block < crumb) {
+                    c = {c.head + 1, 0};
+                }
+            }
+            cuts[i] = c;
+        }
+        __syncthreads();
+    }
 
     const int lane = threadIdx.x & 31;
     for (int32_t i = (int32_t) (blockIdx.y * (PLAN_THREADS / 32) + threadIdx.x / 32); i < p.n_cta + n_head; i += (int32_t) (gridDim.y * (PLAN_THREADS / 32))) {

@@ -4,6 +4,27 @@
 namespace kvasir::cuda {
 namespace {
 
+// What a block of cells offers to tokens [t0, t1) of a query head, from mask_views; bounds of cells inclusive.
+__device__ __forceinline__ uint32_t view_bits(const attention_params & a, int32_t stream, int32_t query_head, int32_t t0, int32_t t1, int32_t cell_lo, int32_t cell_hi) {
+    const mask_params & m = a.mask;
+    if (cell_lo >= m.n_kv) {
+        return VIEW_HIDDEN;
+    }
+    if (!m.views) {
+        return VIEW_HIDDEN | VIEW_OPEN | VIEW_BIASED;
+    }
+    const int32_t cell_blocks = (m.n_kv + VIEW_CELLS - 1) / VIEW_CELLS, token_blocks = (a.n_tokens + VIEW_TOKENS - 1) / VIEW_TOKENS;
+    const uint8_t * const views = m.views + (size_t) (stream % m.n_stream * m.n_head + query_head % m.n_head) * token_blocks * cell_blocks;
+    const int32_t c0 = cell_lo / VIEW_CELLS, c1 = min(cell_hi, m.n_kv - 1) / VIEW_CELLS;
+    uint32_t bits = cell_hi >= m.n_kv ? VIEW_HIDDEN : 0;
+    for (int32_t b = t0 / VIEW_TOKENS; b <= (t1 - 1) / VIEW_TOKENS; b++) {
+        for (int32_t c = c0; c <= c1; c++) {
+            bits |= views[(size_t) b * cell_blocks + c];
+        }
+    }
+    return bits;
+}
+
 // how many bounds are <= distance; bound: the lane's own of the first 32
 __device__ __forceinline__ int32_t bucket_of(const statistic_params & p, int32_t n_bounds, int32_t bound, int32_t distance, int32_t lane) {
     int32_t b = __popc(__ballot_sync(~0u, bound <= distance));
@@ -162,6 +183,8 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
             };
 
             int32_t bucket = 0, row = 0;
+            int32_t views_from = -1, views_member = 0; // a lane has what chunk views_from + lane sees of the warp's slots
+            uint32_t views = 0;
             __syncthreads(); // the keys are in registers
             copy_queries(0);
             copy_commit();
@@ -200,7 +223,15 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                         }
                         mixed |= key_hi > query_lo;
                     } else if (a.mask.data) {
-                        const uint32_t view = view_of(a, stream, first_head + member, 1, token0, min(a.n_tokens, token0 + CHUNK), cell_lo, cell_hi, lane);
+                        const int32_t chunk = tile * CHUNKS + c;
+                        if (chunk / 32 * 32 != views_from || (a.mask.n_head > 1 && member != views_member)) {
+                            views_from   = chunk / 32 * 32;
+                            views_member = member;
+                            const int32_t t0 = (views_from + lane) * CHUNK;
+                            views = t0 < a.n_tokens ? view_bits(a, stream, first_head + member, t0, min(a.n_tokens, t0 + CHUNK), cell_lo, cell_hi) : VIEW_HIDDEN;
+                            __syncwarp();
+                        }
+                        const uint32_t view = __shfl_sync(~0u, views, chunk % 32);
                         if (view == VIEW_HIDDEN) {
                             continue;
                         }
@@ -319,7 +350,8 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                         continue;
                     }
                     for (int32_t b = b0; b <= b1; b++) { // a bound lies among the distances
-                        const int32_t lo = b == 0 ? INT32_MIN : p.bounds[b - 1], hi = b == n_bounds ? INT32_MAX : p.bounds[b];
+                        const auto bound_at = [&](int32_t i) { return i < 32 ? __shfl_sync(~0u, bound, i) : p.bounds[i]; };
+                        const uint32_t lo = (uint32_t) (b == 0 ? INT32_MIN : bound_at(b - 1)), width = (uint32_t) (b == n_bounds ? INT32_MAX : bound_at(b)) - lo;
                         if (b != bucket) {
                             flush(sum, column(row, bucket));
                             bucket = b;
@@ -331,8 +363,13 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                             for (int m = 0; m < WM; m++) {
                                 #pragma unroll
                                 for (int h = 0; h < 2; h++) {
-                                    const int32_t d0 = query.x - key[m][h], d1 = query.y - key[m][h];
-                                    sum[m][h] += (d0 >= lo && d0 < hi ? s[m][j][h * 2] : 0.0f) + (d1 >= lo && d1 < hi ? s[m][j][h * 2 + 1] : 0.0f);
+                                    const uint32_t from = (uint32_t) key[m][h] + lo; // lo <= distance < lo + width
+                                    if ((uint32_t) query.x - from < width) {
+                                        sum[m][h] += s[m][j][h * 2];
+                                    }
+                                    if ((uint32_t) query.y - from < width) {
+                                        sum[m][h] += s[m][j][h * 2 + 1];
+                                    }
                                 }
                             }
                         }
