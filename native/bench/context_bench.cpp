@@ -2,10 +2,19 @@
 // also one without a vocabulary: tokens are random. All engines live in one process and take turns.
 //
 //   context_bench LIBRARIES MODEL [--device CUDA0] [--depth 16384] [--keep 1,0.5,0.25] [--tokens 64] [--repeats 5]
-//                 [--prefill 4096] [--sequences 1] [--type f16|q8_0]
+//                 [--prefill 4096] [--sequences 1] [--type f16|q8_0] [--threads N]
+//   context_bench LIBRARIES MODEL --grid 1:32:512,2:512:32 [--device CUDA0] [--keep 1,0.5] [--repeats 1] [--type] [--threads]
 //
 // A kept fraction is carried out by dropping random slots of every head, each head its own number: 20% to 180% of the mean.
 // --prefill N also reads N tokens into empty contexts: unmodified, over the store, over the store with the statistic.
+//
+// --grid takes rows of FastGen's Table 2, batch:prompt:generated, and measures seconds end to end: so many prompts, one after
+// the other, then all sequences together, always the most probable token, until each has its generated tokens (the first comes
+// from the prompt). A kept fraction is carried out when there are 256 tokens a sequence, or the whole prompt if it is
+// longer. From then on each head goes on to keep its share of what is new: every 64 steps it drops some of the slots that came
+// since, at random. In between new tokens are held by all heads. All of that is part of the time. Nothing is profiled, as which
+// slots are dropped does not matter to the time; --prefill says what a profile adds. Contexts are opened one at a time, and warmed up
+// with 8 steps after as much of the prompt as is computed at once.
 #include "kvasir.h"
 
 #include "ggml-backend.h"
@@ -18,22 +27,28 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace {
 
-struct options {
-    std::string         device = "CPU", libraries, model;
-    int32_t             depth = 4096, tokens = 64, repeats = 5, prefill = 0, sequences = 1;
-    std::vector<double> keep{1.0, 0.5, 0.25};
-    ggml_type           type = GGML_TYPE_F16;
+constexpr int32_t DROP_FROM = 256; // tokens of a sequence
+constexpr int32_t DROP_EVERY = 64; // steps
+
+struct grid_row {
+    int32_t sequences, prompt, generated;
 };
 
-[[noreturn]] void fail(const char * what) {
-    fprintf(stderr, "context_bench: %s: %s\n", what, kvasir_last_error());
-    exit(1);
-}
+struct options {
+    std::string           device = "CPU", libraries, model;
+    int32_t               depth = 4096, tokens = 64, repeats = 0, prefill = 0, sequences = 1, threads = 0;
+    std::vector<double>   keep;
+    std::vector<grid_row> grid;
+    ggml_type             type = GGML_TYPE_F16;
+};
+
+[[noreturn]] void fail(const char * what) { throw std::runtime_error(std::string(what) + ": " + kvasir_last_error()); }
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -43,6 +58,10 @@ struct engine {
     kvasir_cache *      cache   = nullptr;
     int32_t             position = 0;
     std::vector<double> rates;
+    std::mt19937        rng{7};
+    // of every head, in the order of each_head
+    std::vector<double>  share;
+    std::vector<int32_t> held; // slots after the last drop
 
     engine(std::string name, llama_model * model, const llama_context_params & params, bool ours) : name(std::move(name)) {
         if (kvasir_context_new(model, &params, KVASIR_ATTENTION_NATIVE, &context, ours ? &cache : nullptr) != KVASIR_OK) {
@@ -60,8 +79,13 @@ struct engine {
         }
     }
 
-    // n tokens of each sequence, one sequence after another
-    void read(int32_t n, int32_t sequences) {
+    llama_token best(int32_t i) {
+        const float * logits = llama_get_logits_ith(context, i);
+        return (llama_token) (std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)))) - logits);
+    }
+
+    // n tokens of each sequence, one sequence after another; next: what is most probable after them
+    void read(int32_t n, int32_t sequences, std::vector<llama_token> * next = nullptr) {
         std::mt19937 rng(1);
         const int32_t most = (int32_t) llama_n_batch(context), vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
         llama_batch   batch = llama_batch_init(most, 0, 1);
@@ -76,6 +100,9 @@ struct engine {
                     batch.logits[i]    = at + i == n - 1;
                 }
                 decode(batch);
+            }
+            if (next) {
+                (*next)[(size_t) s] = best(-1);
             }
         }
         llama_synchronize(context);
@@ -101,27 +128,100 @@ struct engine {
         llama_batch_free(batch);
     }
 
-    void drop(double keep) {
-        std::mt19937 rng(7);
-        std::vector<int32_t> slots;
+    // n more tokens of each sequence, after every step: what is to be done at that position
+    template <typename F> void generate(int32_t n, std::vector<llama_token> & next, F && after_step) {
+        llama_batch batch = llama_batch_init((int32_t) next.size(), 0, 1);
+        batch.n_tokens    = (int32_t) next.size();
+        for (int32_t i = 0; i < n; i++) {
+            for (int32_t s = 0; s < batch.n_tokens; s++) {
+                batch.token[s]     = next[(size_t) s];
+                batch.pos[s]       = position;
+                batch.n_seq_id[s]  = 1;
+                batch.seq_id[s][0] = s;
+                batch.logits[s]    = 1;
+            }
+            decode(batch);
+            for (int32_t s = 0; s < batch.n_tokens; s++) {
+                next[(size_t) s] = best(s);
+            }
+            position++;
+            after_step();
+        }
+        llama_batch_free(batch);
+    }
+
+    // f(layer, stream, head)
+    template <typename F> void each_head(F && f) const {
         for (int32_t l = 0; l < kvasir_cache_n_layers(cache); l++) {
             kvasir_layer_info info;
             kvasir_cache_layer(cache, l, &info);
             for (int32_t head = 0; head < info.n_stream * info.n_head_kv; head++) {
-                kvasir_head_view view;
-                kvasir_cache_head(cache, l, head / info.n_head_kv, head % info.n_head_kv, &view);
-                const double share = keep * (0.2 + 1.6 * (rng() / 4294967296.0));
-                slots.clear();
-                for (int32_t slot = 0; slot < *view.n_slots; slot++) {
-                    if (rng() / 4294967296.0 < share) {
-                        slots.push_back(slot);
-                    }
-                }
-                if (kvasir_cache_keep(cache, l, head / info.n_head_kv, head % info.n_head_kv, slots.data(), (int32_t) slots.size()) != KVASIR_OK) {
-                    fail("keep");
-                }
+                f(l, head / info.n_head_kv, head % info.n_head_kv);
             }
         }
+    }
+
+    int32_t slots_of(int32_t layer, int32_t stream, int32_t head) const {
+        kvasir_head_view view;
+        kvasir_cache_head(cache, layer, stream, head, &view);
+        return *view.n_slots;
+    }
+
+    double random() { return rng() / 4294967296.0; }
+
+    void drop(double keep) {
+        std::vector<int32_t> slots;
+        double               sum = 0;
+        share.clear();
+        held.clear();
+        each_head([&](int32_t, int32_t, int32_t) {
+            share.push_back(0.2 + 1.6 * random());
+            sum += share.back();
+        });
+        each_head([&](int32_t layer, int32_t stream, int32_t head) {
+            double & mine = share[held.size()];
+            mine *= keep * (double) share.size() / sum; // the mean is exact however few heads there are
+            slots.clear();
+            for (int32_t slot = 0, n = slots_of(layer, stream, head); slot < n; slot++) {
+                if (random() < mine) {
+                    slots.push_back(slot);
+                }
+            }
+            held.push_back((int32_t) slots.size());
+            if (kvasir_cache_keep(cache, layer, stream, head, slots.data(), (int32_t) slots.size()) != KVASIR_OK) {
+                fail("keep");
+            }
+        });
+    }
+
+    // of the slots that came since the last drop, every head keeps its share
+    void drop_new() {
+        std::vector<kvasir_eviction> evictions;
+        size_t i = 0;
+        each_head([&](int32_t layer, int32_t stream, int32_t head) {
+            const int32_t n = slots_of(layer, stream, head);
+            int32_t       dropped = 0;
+            for (int32_t slot = n - 1; slot >= held[i]; slot--) {
+                if (random() >= share[i]) {
+                    evictions.push_back({layer, stream, head, slot});
+                    dropped++;
+                }
+            }
+            held[i++] = n - dropped;
+        });
+        if (kvasir_cache_evict(cache, evictions.data(), (int32_t) evictions.size()) != KVASIR_OK) {
+            fail("evict");
+        }
+    }
+
+    // slots held, as a fraction of those of a full cache
+    double kept() const {
+        int64_t slots = 0, heads = 0;
+        each_head([&](int32_t layer, int32_t stream, int32_t head) {
+            slots += slots_of(layer, stream, head);
+            heads++;
+        });
+        return (double) slots / ((double) heads * position);
     }
 };
 
@@ -143,13 +243,106 @@ double median(std::vector<double> r) {
     return r[r.size() / 2];
 }
 
-} // namespace
-
-int main(int argc, char ** argv) {
-    if (argc < 3) {
-        fprintf(stderr, "usage: context_bench LIBRARIES MODEL [options]; see context_bench.cpp\n");
-        return 2;
+template <typename F> void each_part(const std::string & list, F && f) {
+    for (size_t at = 0; at <= list.size();) {
+        const size_t comma = std::min(list.find(',', at), list.size());
+        f(list.substr(at, comma - at).c_str());
+        at = comma + 1;
     }
+}
+
+// An engine of the grid with what its repeats gave.
+struct contender {
+    std::string         name;
+    llama_model *       model;
+    double              keep; // 0: unmodified llama.cpp
+    std::vector<double> seconds, first_token;
+    double              kept = 1, resident = 0, device = 0;
+    std::string         failure; // what kept it from running, such as device memory
+};
+
+// One row of the grid on one engine, in a context of its own.
+template <typename F> void run(contender & c, const grid_row & row, const llama_context_params & params, F && free_memory) {
+    const bool   ours   = c.keep > 0;
+    const double before = free_memory();
+    engine       e(c.name, c.model, params, ours);
+    std::vector<llama_token> next((size_t) row.sequences);
+    e.read(std::min(row.prompt, (int32_t) params.n_ubatch), row.sequences, &next);
+    e.generate(std::min(row.generated, 8), next, [] {});
+    llama_memory_clear(llama_get_memory(e.context), true);
+    e.position = 0;
+    int32_t    dropped_at = 0;
+    const auto drop = [&] {
+        if (c.keep >= 1 || !ours || e.position < DROP_FROM || (dropped_at > 0 && e.position < dropped_at + DROP_EVERY)) {
+            return;
+        }
+        if (dropped_at == 0) {
+            e.drop(c.keep);
+        } else {
+            e.drop_new();
+        }
+        dropped_at = e.position;
+    };
+    const double begin = seconds();
+    e.read(row.prompt, row.sequences, &next);
+    const double first = seconds();
+    drop();
+    e.generate(row.generated - 1, next, drop);
+    c.seconds.push_back(seconds() - begin);
+    c.first_token.push_back(first - begin);
+    c.device = before - free_memory();
+    if (ours) {
+        kvasir_bytes bytes{};
+        kvasir_cache_bytes(e.cache, &bytes);
+        c.kept     = e.kept();
+        c.resident = (double) bytes.resident_bytes;
+    }
+}
+
+template <typename F> void run_grid(const options & o, llama_model * stock, llama_model * our_model, llama_context_params params, F && free_memory) {
+    printf("| batch [prompt, generated] | engine            |  seconds |               range | stock's | first token, s |     t/s |  held | KV, MiB | device, MiB |\n"
+           "|---|---|---|---|---|---|---|---|---|---|\n");
+    for (const grid_row & row : o.grid) {
+        params.n_seq_max = (uint32_t) row.sequences;
+        params.n_ctx     = (uint32_t) ((row.prompt + row.generated + 255) / 256 * 256 * row.sequences);
+        std::vector<contender> contenders{{"llama.cpp", stock, 0, {}, {}, 1, 0, 0, {}}};
+        for (double keep : o.keep) {
+            contenders.push_back({"kvasir, " + std::to_string((int) (100 * keep)) + "% kept", our_model, keep, {}, {}, 1, 0, 0, {}});
+        }
+        for (int32_t r = 0; r < o.repeats; r++) {
+            for (size_t i = 0; i < contenders.size(); i++) {
+                contender & c = contenders[(i + (size_t) r) % contenders.size()];
+                if (c.failure.empty()) {
+                    try {
+                        run(c, row, params, free_memory);
+                    } catch (const std::runtime_error & e) {
+                        c.failure = e.what();
+                    }
+                }
+            }
+        }
+        const std::string test = std::to_string(row.sequences) + " [" + std::to_string(row.prompt) + ", " + std::to_string(row.generated) + "]";
+        for (const contender & c : contenders) {
+            if (!c.failure.empty()) {
+                printf("| %-25s | %-17s | %s |\n", test.c_str(), c.name.c_str(), c.failure.c_str());
+                continue;
+            }
+            const double s = median(c.seconds);
+            char ratio[16] = "-";
+            if (contenders[0].failure.empty()) {
+                snprintf(ratio, sizeof ratio, "%.3f", s / median(contenders[0].seconds));
+            }
+            printf("| %-25s | %-17s | %8.3f | %8.3f - %8.3f | %7s | %14.3f | %7.1f | %4.1f%% | %7.1f | %11.1f |\n", test.c_str(), c.name.c_str(), s,
+                   *std::min_element(c.seconds.begin(), c.seconds.end()), *std::max_element(c.seconds.begin(), c.seconds.end()), ratio, median(c.first_token),
+                   row.sequences * row.generated / s, 100 * c.kept, c.resident / (1 << 20), c.device / (1 << 20));
+        }
+        fflush(stdout);
+    }
+    printf("\nseconds: prompt and generation; first token: those of the prompts; t/s: generated tokens. held: slots at the end, as a fraction of all.\n"
+           "Below 100%% kept, random slots are dropped at %d tokens or after a longer prompt, and then every %d steps of what is new.\n", DROP_FROM, DROP_EVERY);
+}
+
+int bench(int argc, char ** argv) {
     options o;
     o.libraries = argv[1];
     o.model     = argv[2];
@@ -169,20 +362,34 @@ int main(int argc, char ** argv) {
             o.sequences = atoi(value.c_str());
         } else if (name == "--type") {
             o.type = value == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+        } else if (name == "--threads") {
+            o.threads = atoi(value.c_str());
         } else if (name == "--keep") {
-            o.keep.clear();
-            for (size_t at = 0; at <= value.size();) {
-                const size_t comma = std::min(value.find(',', at), value.size());
-                o.keep.push_back(atof(value.substr(at, comma - at).c_str()));
-                at = comma + 1;
+            each_part(value, [&](const char * part) { o.keep.push_back(atof(part)); });
+        } else if (name == "--grid") {
+            bool good = true;
+            each_part(value, [&](const char * part) {
+                grid_row row{};
+                good = good && sscanf(part, "%d:%d:%d", &row.sequences, &row.prompt, &row.generated) == 3 && row.sequences > 0 && row.prompt > 0 && row.generated > 0;
+                o.grid.push_back(row);
+            });
+            if (!good) {
+                fprintf(stderr, "context_bench: --grid takes batch:prompt:generated, several with commas, not %s\n", value.c_str());
+                return 2;
             }
         } else {
             fprintf(stderr, "context_bench: no option %s\n", name.c_str());
             return 2;
         }
     }
+    if (o.keep.empty()) {
+        o.keep = o.grid.empty() ? std::vector<double>{1.0, 0.5, 0.25} : std::vector<double>{1.0, 0.5};
+    }
+    if (o.repeats <= 0) {
+        o.repeats = o.grid.empty() ? 5 : 1;
+    }
     llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level >= GGML_LOG_LEVEL_ERROR) {
+        if (level == GGML_LOG_LEVEL_ERROR) {
             fputs(text, stderr);
         }
     }, nullptr);
@@ -215,12 +422,21 @@ int main(int argc, char ** argv) {
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = params.type_v = o.type;
     params.no_perf         = true;
+    if (o.threads > 0) {
+        params.n_threads = params.n_threads_batch = o.threads;
+    }
     const auto free_memory = [&] {
         size_t free = 0, total = 0;
         ggml_backend_dev_memory(inner, &free, &total);
         return (double) free;
     };
 
+    if (!o.grid.empty()) {
+        run_grid(o, stock_model, our_model, params, free_memory);
+        llama_model_free(stock_model);
+        llama_model_free(our_model);
+        return 0;
+    }
     printf("| engine                 | test           |     t/s |             range | ratio |   kept |  KV, MiB | device, MiB |\n|---|---|---|---|---|---|---|---|\n");
     if (o.prefill > 0) {
         llama_context_params p = params;
@@ -286,4 +502,19 @@ int main(int argc, char ** argv) {
     llama_model_free(stock_model);
     llama_model_free(our_model);
     return 0;
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc < 3) {
+        fprintf(stderr, "usage: context_bench LIBRARIES MODEL [options]; see context_bench.cpp\n");
+        return 2;
+    }
+    try {
+        return bench(argc, argv);
+    } catch (const std::runtime_error & e) {
+        fprintf(stderr, "context_bench: %s\n", e.what());
+        return 1;
+    }
 }

@@ -2,17 +2,12 @@ package dev.kvasir;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
-import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import java.io.File;
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.List;
-import java.util.concurrent.TimeUnit;
+import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -20,38 +15,12 @@ import org.junit.jupiter.api.io.TempDir;
 class ExitTest {
   @Test
   void exitsWhileDecoding(@TempDir Path directory) throws IOException, InterruptedException {
-    Path output = directory.resolve("output");
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.add("--enable-native-access=ALL-UNNAMED");
-    for (String property : List.of("kvasir.library.path", "kvasir.test.model")) {
-      if (System.getProperty(property) != null) {
-        command.add("-D" + property + "=" + System.getProperty(property));
-      }
-    }
-    command.add("-cp");
-    command.add(
-        String.join(
-            File.pathSeparator,
-            Path.of("target", "test-classes").toAbsolutePath().toString(),
-            System.getProperty("jdk.module.path", ""),
-            System.getProperty("java.class.path")));
-    command.add(Decoding.class.getName());
-    Process process =
-        new ProcessBuilder(command)
-            .directory(directory.toFile())
-            .redirectErrorStream(true)
-            .redirectOutput(output.toFile())
-            .start();
-    try {
-      assertTrue(process.waitFor(120, TimeUnit.SECONDS), "the JVM did not end");
-    } finally {
-      process.destroyForcibly();
-    }
-    String text = Files.readString(output, StandardCharsets.UTF_8);
-    assertEquals(7, process.exitValue(), text);
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 120, Decoding.class);
+    assertEquals(7, child.exitValue(), child.output());
     try (var files = Files.list(directory)) {
-      assertFalse(files.anyMatch(file -> file.getFileName().toString().startsWith("hs_err")), text);
+      assertFalse(
+          files.anyMatch(file -> file.getFileName().toString().startsWith("hs_err")),
+          child.output());
     }
   }
 

@@ -54,6 +54,9 @@ class BadInputTest {
         "profile -f text --kv-policy full | profile",
         "bench -r 0 | -r",
         "bench -p -5 | -p",
+        "bench -pg 512 | -pg",
+        "bench -pg 512,0 | 512,128",
+        "bench -pg 512,8,1 | 512,128",
         "bench -o xml | --output",
         "eval -f text --methods magic | magic",
         "eval -f text --kv-budget 5M | --kv-budget"

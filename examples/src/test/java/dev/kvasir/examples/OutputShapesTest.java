@@ -136,6 +136,72 @@ class OutputShapesTest {
   }
 
   @Test
+  void benchOfPromptAndDecodeTogether() throws IOException {
+    long start = System.nanoTime();
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "bench",
+            "-p",
+            "0",
+            "-n",
+            "0",
+            "-pg",
+            "260,4",
+            "-pg",
+            "16,3",
+            "-r",
+            "2",
+            "-np",
+            "1,2",
+            "--kv-budget",
+            "50%",
+            "-o",
+            "json");
+    double wallSeconds = (System.nanoTime() - start) / 1e9;
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out());
+    var tests = new ArrayList<String>();
+    double seconds = 0;
+    for (var row : rows) {
+      var test = row.get("test").asText();
+      tests.add(test + " " + row.get("policy").asText());
+      assertEquals(2, row.get("tokensPerSecond").size());
+      for (var rate : row.get("tokensPerSecond")) {
+        int tokens = test.startsWith("pp260") ? 264 : 19;
+        seconds += row.get("sequences").asInt() * tokens / rate.asDouble();
+      }
+    }
+    // rates of fewer tokens than prompt and decode together would add up to more than there was
+    assertTrue(seconds < wallSeconds, seconds + " of " + wallSeconds);
+    assertTrue(seconds > 0.1 * wallSeconds, seconds + " of " + wallSeconds);
+    var expected = new ArrayList<String>();
+    for (var test : List.of("pp260+tg4", "pp260+tg4 np2", "pp16+tg3", "pp16+tg3 np2")) {
+      for (var policy : List.of("full", "full", "fastgen 50%")) {
+        expected.add(test + " " + policy);
+      }
+    }
+    assertEquals(expected, tests);
+    for (int test = 0; test < 4; test++) {
+      var stock = rows.get(3 * test);
+      var full = rows.get(3 * test + 1);
+      int sequences = test % 2 + 1;
+      assertEquals(sequences, full.get("sequences").asInt());
+      // what the cache holds at the end: 90 KV heads, 64 elements of keys and values in two bytes
+      long tokens = test < 2 ? 264 : 19;
+      assertEquals(tokens * sequences * 90 * 256, full.get("kvBytes").asLong(), run::out);
+      assertEquals(full.get("kvBytes"), stock.get("kvBytes"));
+    }
+    for (int half : new int[] {2, 5}) {
+      double kept = rows.get(half).get("keptFraction").asDouble();
+      assertTrue(kept > 0.4 && kept < 0.55, run::out);
+    }
+    // too short for a profile
+    assertEquals(1, rows.get(8).get("keptFraction").asDouble());
+    assertEquals(1, rows.get(11).get("keptFraction").asDouble());
+  }
+
+  @Test
   void benchTable() {
     var run = CommandLineRun.onModel("", "bench", "-p", "16", "-n", "0", "-r", "1");
     assertEquals(0, run.exitCode(), run::err);

@@ -48,7 +48,7 @@ final class Bench {
   /** Runs every engine once, so that what only the first use of anything takes is behind it. */
   void warmUp() {
     for (var engine : engines) {
-      try (var run = new Run(engine, 1, 0, tokensForDecode(WARM_UP_PROMPT, 0, 0))) {
+      try (var run = new Run(engine, 1, 0, tokensForDecode(WARM_UP_PROMPT, 0, 0), rates())) {
         run.sequences.prefill(Arrays.copyOf(text, WARM_UP_PROMPT));
         run.decode(WARM_UP_PROMPT, WARM_UP_DECODE);
       }
@@ -66,7 +66,7 @@ final class Bench {
     var runs = new ArrayList<Run>();
     try (var bar = new ProgressBar(streams, "pp" + tokens)) {
       for (var engine : engines) {
-        var run = new Run(engine, 1, 0, tokens);
+        var run = new Run(engine, 1, 0, tokens, rates());
         runs.add(run);
         run.sequences.prefill(Arrays.copyOf(text, Math.min(tokens, options.microBatchSize())));
       }
@@ -93,14 +93,14 @@ final class Bench {
    * @param parallel sequences that are decoded together
    */
   List<BenchRow> decode(int depth, int tokens, int parallel) {
-    var test =
-        "tg" + tokens + (depth > 0 ? "@d" + depth : "") + (parallel > 1 ? " np" + parallel : "");
+    var test = "tg" + tokens + (depth > 0 ? "@d" + depth : "") + together(parallel);
     var runs = new ArrayList<Run>();
     try (var bar = new ProgressBar(streams, test)) {
       int steps = engines.size() * (repeats + 1);
       for (var engine : engines) {
         bar.update(runs.size(), steps, "filling");
-        var run = new Run(engine, parallel, depth, tokensForDecode(depth, tokens, repeats));
+        var run =
+            new Run(engine, parallel, depth, tokensForDecode(depth, tokens, repeats), rates());
         runs.add(run);
         if (depth > 0) {
           run.sequences.prefill(Arrays.copyOf(text, depth));
@@ -122,6 +122,59 @@ final class Bench {
     }
   }
 
+  /**
+   * A prompt into an empty cache and the decode of so many tokens after it, timed together.
+   * Sessions are opened for one repeat of one engine: caches of this length need not fit into
+   * memory side by side, and what one takes is seen without the others.
+   *
+   * @param parallel sequences, each with a prompt of its own, that are decoded together
+   */
+  List<BenchRow> promptAndDecode(int promptTokens, int tokens, int parallel) {
+    var test = "pp" + promptTokens + "+tg" + tokens + together(parallel);
+    int[] prompt = Arrays.copyOf(text, promptTokens);
+    int warmUp = Math.min(promptTokens, options.microBatchSize());
+    var first = new ArrayList<Run>();
+    try (var bar = new ProgressBar(streams, test)) {
+      for (int r = 0; r < repeats; r++) {
+        for (int e = 0; e < engines.size(); e++) {
+          bar.update(r * engines.size() + e, repeats * engines.size());
+          int engine = (r + e) % engines.size();
+          try (var run =
+              new Run(
+                  engines.get(engine),
+                  parallel,
+                  promptTokens,
+                  tokensForDecode(promptTokens, tokens, 1),
+                  r == 0 ? rates() : first.get(engine).rates)) {
+            run.sequences.prefill(Arrays.copyOf(text, warmUp));
+            run.decode(warmUp, WARM_UP_DECODE);
+            run.sequences.clear();
+            run.time(
+                r,
+                (promptTokens + tokens) * parallel,
+                () -> {
+                  run.sequences.prefill(prompt);
+                  run.decode(promptTokens, tokens);
+                });
+            if (r == 0) {
+              run.look();
+              first.add(run);
+            }
+          }
+        }
+      }
+      return first.stream().map(run -> run.row(test)).toList();
+    }
+  }
+
+  private static String together(int parallel) {
+    return parallel > 1 ? " np" + parallel : "";
+  }
+
+  private double[] rates() {
+    return new double[repeats];
+  }
+
   /** One engine with a session of its own, or a group. */
   private final class Run implements AutoCloseable {
     private final Engine engine;
@@ -129,14 +182,21 @@ final class Bench {
     private final OptionalLong before;
     private final OptionalLong deviceBefore;
     private final Sequences sequences;
-    private final double[] rates = new double[repeats];
+    private final double[] rates;
     private OptionalLong after = OptionalLong.empty();
     private OptionalLong deviceAfter = OptionalLong.empty();
     private CacheReport report;
 
-    Run(Engine engine, int parallel, int depth, int contextSize) {
+    /**
+     * Opens the session.
+     *
+     * @param depth tokens of the prompt that a group is given the profile of
+     * @param rates where the repeats' rates go
+     */
+    Run(Engine engine, int parallel, int depth, int contextSize, double[] rates) {
       this.engine = engine;
       this.parallel = parallel;
+      this.rates = rates;
       var sized = options.withContextSize(contextSize);
       if (parallel > 1) {
         sized = Sequences.known(engine, sized, Arrays.copyOf(text, depth));

@@ -34,9 +34,9 @@ import picocli.CommandLine.Spec;
       "Measures unmodified llama.cpp, Kvasir keeping everything, and Kvasir at some targets, interleaved in one run.",
       "",
       "pp rows read a prompt into an empty cache, tg rows decode at a depth. The cache is filled once per depth and engine;"
-          + " the repeats go on from there, one engine after the other. RSS is what the process grew by while the engine's session was"
-          + " opened and filled: cache and compute buffers, not the weights. GPU is the same of the devices' memory, as their driver"
-          + " counts it."
+          + " the repeats go on from there, one engine after the other. pp+tg rows read a prompt into an empty cache and decode after it,"
+          + " timed together. RSS is what the process grew by while the engine's session was opened and filled: cache and compute"
+          + " buffers, not the weights. GPU is the same of the devices' memory, as their driver counts it."
     })
 public final class BenchCommand implements Callable<Integer> {
   // more than any tokenizer packs into one token of plain English on average
@@ -66,6 +66,15 @@ public final class BenchCommand implements Callable<Integer> {
   private List<Integer> generated;
 
   @Option(
+      names = "-pg",
+      paramLabel = "P,G",
+      converter = PromptAndDecode.Converter.class,
+      description =
+          "A prompt of P tokens and G tokens decoded after it, timed together: the rate counts both. May be given several times."
+              + " Default: none.")
+  private List<PromptAndDecode> together = new ArrayList<>();
+
+  @Option(
       names = {"-d", "--n-depth"},
       paramLabel = "N",
       split = ",",
@@ -79,7 +88,8 @@ public final class BenchCommand implements Callable<Integer> {
       split = ",",
       defaultValue = "1",
       description =
-          "Sequences that are decoded together, each with the whole depth; rates are of all together. Default: 1.")
+          "Sequences that are decoded together, each with the whole depth, or a prompt of its own; rates are of all together."
+              + " Default: 1.")
   private List<Integer> parallel;
 
   @Option(
@@ -167,6 +177,11 @@ public final class BenchCommand implements Callable<Integer> {
         rows.addAll(bench.prompt(prompt));
       }
     }
+    for (var test : together) {
+      for (int sequences : parallel) {
+        rows.addAll(bench.promptAndDecode(test.prompt(), test.decoded(), sequences));
+      }
+    }
     for (int depth : depths) {
       for (int tokens : generated) {
         for (int sequences : parallel) {
@@ -192,6 +207,9 @@ public final class BenchCommand implements Callable<Integer> {
     for (int prompt : prompts) {
       needed = Math.max(needed, prompt);
     }
+    for (var test : together) {
+      needed = Math.max(needed, Bench.tokensForDecode(test.prompt(), test.decoded(), 1));
+    }
     for (int depth : depths) {
       for (int tokens : generated) {
         needed = Math.max(needed, tokens == 0 ? 0 : Bench.tokensForDecode(depth, tokens, repeats));
@@ -204,7 +222,7 @@ public final class BenchCommand implements Callable<Integer> {
             false);
     if (text.length < needed) {
       throw new CommandFailure(
-          "The text has %d tokens, but %d are needed: give a longer one with -f, or smaller -p, -d, -n, -r."
+          "The text has %d tokens, but %d are needed: give a longer one with -f, or smaller -p, -pg, -d, -n, -r."
               .formatted(text.length, needed));
     }
     return text;

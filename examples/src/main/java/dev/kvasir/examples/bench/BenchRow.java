@@ -8,11 +8,12 @@ import java.util.OptionalLong;
  *
  * @param engine {@code llama.cpp} or {@code kvasir}
  * @param test llama-bench's name: {@code pp4096} is a prompt of 4,096 tokens, {@code tg32@d4096}
- *     the decode of 32 after 4,096
+ *     the decode of 32 after 4,096, {@code pp512+tg128} a prompt and a decode in one
  * @param policy what the cache keeps
  * @param device that holds the model, or several
  * @param sequences decoded together
- * @param keptFraction slots held when the prompt was read, as a fraction of all
+ * @param keptFraction slots held when the prompt was read (of {@code pp512+tg128}: at the end), as
+ *     a fraction of all
  * @param keptSlots the same as a number, over all KV heads
  * @param kvBytes bytes of keys and values then
  * @param rssBytes by how much the process had grown since before the session was opened: cache and

@@ -1,0 +1,332 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.CacheReport;
+import dev.kvasir.cache.Candidates;
+import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.HeadProfile;
+import dev.kvasir.cache.Profile;
+import dev.kvasir.cache.Target;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.TestReporter;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** The default model on an NVIDIA GPU that Kvasir has kernels for; skipped where there is none. */
+class CudaTest {
+  private static final int PROMPT = 1_200;
+  private static final int STEPS = 64;
+
+  private static String gpu;
+
+  @BeforeAll
+  static void findGpu() {
+    gpu = device();
+    assumeTrue(gpu != null, "there is no NVIDIA GPU here that there are kernels for");
+  }
+
+  /** The first such device, or null. */
+  private static String device() {
+    return Devices.list().stream()
+        .filter(device -> device.attentionPath().equals("native kernels (cuda)"))
+        .map(Device::name)
+        .findFirst()
+        .orElse(null);
+  }
+
+  private static Model load(String device, boolean adaptive) {
+    return Model.load(
+        TestModels.path(), ModelOptions.defaults().withDevice(device).withAdaptiveCache(adaptive));
+  }
+
+  private static SessionOptions options() {
+    return TestModels.options().withContextSize(2048);
+  }
+
+  /** So many tokens of the prose, again from the beginning where it ends. */
+  private static int[] text(Model model, int count) {
+    int[] prose = model.tokenize(TestModels.prose(), false, false);
+    int[] text = new int[count];
+    Arrays.setAll(text, i -> prose[i % prose.length]);
+    return text;
+  }
+
+  private static long freeMemory() {
+    String name = device();
+    return Devices.list().stream()
+        .filter(device -> device.name().equals(name))
+        .findFirst()
+        .orElseThrow()
+        .freeMemory();
+  }
+
+  /**
+   * The profile is that of the CPU on average. Single figures may be further apart: the products
+   * with quantised weights are rounded differently on the two, and where that turns two tokens with
+   * nearly the same score around, another one is frequent.
+   */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void theProfileIsThatOfTheCpu(boolean lattice, TestReporter reporter) {
+    FastGen policy =
+        CachePolicy.fastgen()
+            .withCandidates(lattice ? Candidates.LATTICE : Candidates.PAPER)
+            .withTarget(Target.recovery(0.95));
+    Profile expected = profile("CPU", policy);
+    Profile actual = profile(gpu, policy);
+    double sum = 0;
+    double most = 0;
+    int figures = 0;
+    int sameChoice = 0;
+    for (int head = 0; head < expected.heads().size(); head++) {
+      HeadProfile cpu = expected.heads().get(head);
+      HeadProfile cuda = actual.heads().get(head);
+      for (int candidate = 0; candidate < cpu.candidates(); candidate++) {
+        double difference = Math.abs(cpu.recovery(candidate) - cuda.recovery(candidate));
+        sum += difference;
+        most = Math.max(most, difference);
+        figures++;
+      }
+      sameChoice += cpu.chosen() == cuda.chosen() ? 1 : 0;
+    }
+    String found =
+        "mean %.2e, most %.2e, the same choice in %d of %d heads"
+            .formatted(sum / figures, most, sameChoice, expected.heads().size());
+    reporter.publishEntry("difference of recovery", found);
+    assertEquals(90, expected.heads().size());
+    assertTrue(sum / figures < 1e-3, found);
+    assertTrue(most < 2e-2, found);
+    assertTrue(sameChoice >= 0.8 * expected.heads().size(), found);
+  }
+
+  private static Profile profile(String device, FastGen policy) {
+    try (Model model = load(device, true);
+        Session session = model.newSession(options().withCachePolicy(policy))) {
+      session.evaluate(text(model, PROMPT));
+      return session.profile().orElseThrow();
+    }
+  }
+
+  /**
+   * Both engines are fed with the greedy tokens of llama.cpp. Where Kvasir's most probable token is
+   * another one, llama.cpp's logits of the two must be nearly the same: they are sums over the same
+   * rows in another order, and quantised weights magnify that.
+   */
+  @Test
+  void greedyTokensAreThoseOfLlamaCpp(TestReporter reporter) {
+    SessionOptions full = options().withCachePolicy(CachePolicy.full());
+    int differing = 0;
+    double widest = 0;
+    double divergence = 0;
+    try (Model stock = load(gpu, false);
+        Model ours = load(gpu, true);
+        Session expected = stock.newSession(full);
+        Session actual = ours.newSession(full)) {
+      int[] prompt = text(stock, PROMPT);
+      expected.evaluate(prompt);
+      actual.evaluate(prompt);
+      for (int step = 0; step < STEPS; step++) {
+        float[] logits = expected.logits();
+        int best = Logits.best(logits);
+        int other = Logits.best(actual.logits());
+        divergence += Logits.divergence(logits, actual.logits()) / STEPS;
+        if (other != best) {
+          differing++;
+          widest = Math.max(widest, logits[best] - logits[other]);
+        }
+        expected.evaluate(best);
+        actual.evaluate(best);
+      }
+    }
+    String found =
+        "%d of %d tokens differ, at logits %.3f apart at most; mean divergence %.2e"
+            .formatted(differing, STEPS, widest, divergence);
+    reporter.publishEntry("greedy tokens", found);
+    assertTrue(widest < 0.2, found);
+    assertTrue(differing <= STEPS / 16, found);
+    assertTrue(divergence < 1e-2, found);
+  }
+
+  /**
+   * A captured graph runs the same kernels as their single launches. Two variables of the
+   * environment switch capturing off: ggml's own, and llama.cpp's for building every graph anew,
+   * without which Kvasir captures none either. Both are read once per process.
+   */
+  @Test
+  void graphsOnAndOffGiveTheSameTokens(@TempDir Path directory)
+      throws IOException, InterruptedException {
+    ChildJvm on = ChildJvm.run(directory, Map.of(), 240, Generating.class);
+    ChildJvm off =
+        ChildJvm.run(
+            directory,
+            Map.of("GGML_CUDA_DISABLE_GRAPHS", "1", "LLAMA_GRAPH_REUSE_DISABLE", "1"),
+            240,
+            Generating.class);
+    assertEquals(0, on.exitValue(), on.output());
+    assertEquals(0, off.exitValue(), off.output());
+    assertEquals(2, tokens(on).size(), on.output());
+    assertEquals(tokens(on), tokens(off));
+  }
+
+  private static List<String> tokens(ChildJvm child) {
+    return child.output().lines().filter(line -> line.startsWith("tokens ")).toList();
+  }
+
+  /** Prints greedy tokens, of a full cache and of one that goes on evicting. */
+  static final class Generating {
+    private Generating() {}
+
+    public static void main(String[] arguments) {
+      for (CachePolicy policy :
+          List.of(
+              CachePolicy.full(), CachePolicy.fastgen().withTarget(Target.budgetFraction(0.5)))) {
+        List<Integer> tokens = new ArrayList<>();
+        try (Model model = load(device(), true);
+            Session session = model.newSession(options().withCachePolicy(policy))) {
+          session.evaluate(text(model, PROMPT));
+          for (int step = 0; step < 2 * STEPS; step++) {
+            tokens.add(Logits.best(session.logits()));
+            session.evaluate(tokens.getLast());
+          }
+        }
+        System.out.println("tokens " + tokens);
+      }
+    }
+  }
+
+  /**
+   * What the driver counts falls by what is dropped. Memory is mapped in chunks of 4 MiB and pages
+   * hold 64 slots: eight sequences hold enough for that to be far below the 2% (1.4 GB).
+   */
+  @Test
+  void deviceMemoryFallsByTheEvictedBytes(TestReporter reporter) {
+    int sequences = 8;
+    int prompt = 7_900;
+    // Nothing is dropped before the fifth step. Those before let graphs be captured.
+    CachePolicy policy = CachePolicy.h2o(0.2).withMinimumTokens(prompt + 5);
+    try (Model model = load(gpu, true);
+        SessionGroup group =
+            model.newSessionGroup(
+                sequences, options().withContextSize(prompt + 100).withCachePolicy(policy))) {
+      int[] text = text(model, prompt);
+      int[] next = new int[sequences];
+      for (int sequence = 0; sequence < sequences; sequence++) {
+        group.prefill(sequence, text);
+      }
+      for (int step = 1; step < 5; step++) {
+        group.step(next);
+      }
+      CacheReport whole = group.cacheReport(0);
+      long freeBefore = freeMemory();
+      group.step(next);
+      group.step(next); // the memory goes back when the next graph runs
+      CacheReport left = group.cacheReport(0);
+      long freed = freeMemory() - freeBefore;
+      assertEquals(1, whole.keptFraction());
+      assertTrue(left.keptFraction() < 0.25, "kept " + left.keptFraction());
+      long evicted = 0;
+      long slots = 0;
+      for (int sequence = 0; sequence < sequences; sequence++) {
+        CacheReport report = group.cacheReport(sequence);
+        evicted += whole.keptBytes() - report.keptBytes();
+        slots += whole.keptSlots() - report.keptSlots();
+      }
+      // cell, position and score of a slot lie beside its rows
+      long expected = evicted + 12 * slots;
+      String found =
+          "free memory rose by %,d bytes, %,d were evicted, %,d with what belongs to the slots; Kvasir counts %,d"
+              .formatted(freed, evicted, expected, whole.residentBytes() - left.residentBytes());
+      reporter.publishEntry("device memory", found);
+      assertTrue(evicted > 1_000_000_000, found);
+      assertEquals(expected, freed, 0.02 * evicted, found);
+    }
+  }
+
+  /**
+   * In a process of its own: what else needs memory of the device while there is none may end it.
+   */
+  @Test
+  void withoutDeviceMemoryTheSessionGoesOn(@TempDir Path directory)
+      throws IOException, InterruptedException {
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 400, Starving.class);
+    assertEquals(0, child.exitValue(), child.output());
+    assertTrue(child.output().contains("the session went on"), child.output());
+  }
+
+  /** Grows a cache while other contexts hold nearly all of the device's memory. */
+  static final class Starving {
+    private static final int LONG = 7_900;
+    private static final int SHORT = 200;
+    private static final long LEFT = 96L << 20;
+    private static final long BYTES_PER_TOKEN = 90 * 2 * 2 * 64;
+
+    private Starving() {}
+
+    public static void main(String[] arguments) {
+      List<Session> others = new ArrayList<>();
+      try (Model model = load(device(), true);
+          Model stock = load(device(), false);
+          Session session = model.newSession(options().withContextSize(8_000))) {
+        int[] text = text(model, LONG);
+        int[] beginning = Arrays.copyOf(text, SHORT);
+        session.evaluate(text); // so that whatever else takes memory has it
+        float[] expected = session.logits();
+        session.clear();
+        session.evaluate(beginning);
+        float[] ofBeginning = session.logits();
+        session.clear();
+        try {
+          takeMemory(stock, others);
+          check(freeMemory() < 160L << 20, "too much is left: " + freeMemory());
+          try {
+            session.evaluate(text);
+            check(false, "there was memory for all, " + freeMemory() + " bytes are left");
+          } catch (DecodeException e) {
+            check(e.getMessage().contains("memory"), e.getMessage());
+          }
+          check(session.position() == 0, "position " + session.position());
+          session.evaluate(beginning);
+          check(Logits.divergence(ofBeginning, session.logits()) < 1e-2, "other logits");
+        } finally {
+          others.forEach(Session::close);
+        }
+        session.clear();
+        session.evaluate(text);
+        check(Logits.divergence(expected, session.logits()) < 1e-2, "other logits of all");
+        System.out.println("the session went on");
+      }
+    }
+
+    /** Opens contexts of unmodified llama.cpp, which allocate their cache at once. */
+    private static void takeMemory(Model stock, List<Session> others) {
+      SessionOptions small = options().withBatchSize(32).withMicroBatchSize(32);
+      for (long free = freeMemory(); free > LEFT; free = freeMemory()) {
+        // Half of what is there, as the buffers that a context needs beside come on top.
+        long tokens = Math.clamp((free - LEFT / 2) / 2 / BYTES_PER_TOKEN, 256, 1 << 20);
+        try {
+          others.add(stock.newSession(small.withContextSize((int) tokens)));
+        } catch (KvasirException e) {
+          return;
+        }
+      }
+    }
+
+    private static void check(boolean condition, String message) {
+      if (!condition) {
+        throw new IllegalStateException(message);
+      }
+    }
+  }
+}
