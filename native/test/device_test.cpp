@@ -196,6 +196,15 @@ void test_eviction() {
                 for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) { // and single slots between two tokens
                     const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 0, 59 - i}, {l, 0, 1, 21}};
                     CHECK(kvasir_cache_evict(c.cache, single, 3) == KVASIR_OK, "%s", kvasir_last_error());
+                    // many of one head: rows that are moved again, dropped after a move, and dropped where they lie, at the end
+                    kvasir_head_view view;
+                    kvasir_cache_head(c.cache, l, 0, 1, &view);
+                    std::mt19937 rng((uint32_t) (100 * i + l));
+                    std::vector<kvasir_eviction> many;
+                    for (int32_t n = *view.n_slots, e = 0; e < 12; e++, n--) {
+                        many.push_back({l, 0, 1, e % 4 == 3 ? n - 1 : n - 1 - (int32_t) (rng() % 14)});
+                    }
+                    CHECK(kvasir_cache_evict(c.cache, many.data(), (int32_t) many.size()) == KVASIR_OK, "%s", kvasir_last_error());
                 }
             }
             return logits;
@@ -401,6 +410,25 @@ sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params
     return s;
 }
 
+// a token that comes to a slot that another one had begins with sums of its own
+sums statistic_with_evictions(context & c, const kvasir_statistic_params & params) {
+    sums s;
+    CHECK(kvasir_statistic_start(c.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+    c.decode(random_tokens(200, 3), 0);
+    const kvasir_eviction evictions[] = {{1, 0, 1, 50}, {1, 0, 1, 10}, {1, 0, 1, 197}}; // the last one is the last slot then
+    CHECK(kvasir_cache_evict(c.cache, evictions, 3) == KVASIR_OK, "%s", kvasir_last_error());
+    c.decode(random_tokens(40, 4), 200);
+    kvasir_head_view view;
+    kvasir_cache_head(c.cache, 1, 0, 1, &view);
+    CHECK(*view.n_slots == 237, "%d slots", *view.n_slots);
+    s.buckets.resize(4 * (size_t) *view.n_slots);
+    s.recent.resize((size_t) *view.n_slots);
+    int64_t n_queries = 0;
+    CHECK(kvasir_statistic_read(c.cache, 1, 0, 1, s.buckets.data(), s.recent.data(), &n_queries) == KVASIR_OK, "%s", kvasir_last_error());
+    CHECK(kvasir_statistic_stop(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+    return s;
+}
+
 void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance) {
     double difference = 0, total = 0;
     for (size_t i = 0; i < a.size(); i++) {
@@ -431,6 +459,11 @@ void test_statistic() {
         compare_sums("buckets", a.buckets, b.buckets, tolerance);
         compare_sums("recent queries", a.recent, b.recent, tolerance);
         compare_sums("scores", a.scores, b.scores, tolerance);
+        context evicting(m.ours, context_params(), true, path), evicting_cpu(cpu.model, context_params(), true, NATIVE);
+        const kvasir_statistic_params shared = {bounds, 3, 220, 0};
+        const sums e = statistic_with_evictions(evicting, shared), f = statistic_with_evictions(evicting_cpu, shared);
+        compare_sums("buckets after evictions", e.buckets, f.buckets, tolerance);
+        compare_sums("recent queries after evictions", e.recent, f.recent, tolerance);
     }
 }
 

@@ -190,6 +190,9 @@ void layer::evict(int index, int32_t slot) {
         h.ascending = false;
     }
     h.n = last;
+    if (cache->statistic_on) {
+        rows->reset_sums(index, last); // for the token that comes to this slot next
+    }
     // A head in steady state appends a slot and drops one at every step: pages are returned with some slack, so that one
     // on the edge does not come and go.
     const int32_t unused = touched_[index] - last;

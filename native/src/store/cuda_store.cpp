@@ -11,6 +11,7 @@ namespace kvasir::cuda {
 namespace {
 
 constexpr size_t STAGINGS = 4;
+constexpr size_t MOST_MOVES = 256; // of a head that wait: each new one is compared with them
 
 size_t grown(size_t wanted) {
     size_t size = (size_t) 64 << 10;
@@ -179,6 +180,12 @@ void cuda_store::run_queued() {
             rows_[(size_t) keeps_[i].layer]->clear_sums(keeps_[i].head, keeps_[i].n, kept_before_[i] - keeps_[i].n);
         }
     }
+    moves_.clear();
+    for (const auto & [rows, head] : moved_) {
+        std::vector<move_item> & moves = rows->moves_[(size_t) head];
+        moves_.insert(moves_.end(), moves.begin(), moves.end());
+        moves.clear();
+    }
     if (!moves_.empty()) {
         const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0])};
         const launch l = move_launch((int32_t) moves_.size());
@@ -186,13 +193,13 @@ void cuda_store::run_queued() {
     }
     for (cuda_rows * rows : rows_) {
         if (rows) {
-            std::fill(rows->queued_.begin(), rows->queued_.end(), (uint8_t) 0);
+            std::fill(rows->queued_.begin(), rows->queued_.end(), cuda_rows::NOTHING);
         }
     }
     keeps_.clear();
     keep_slots_.clear();
     kept_before_.clear();
-    moves_.clear();
+    moved_.clear();
     // A page that was given back may be another head's by now: it is cleared only after the rows above have been read.
     for (auto & [bytes, set] : pages_) {
         if (!set.to_zero.empty()) {
@@ -253,7 +260,7 @@ void cuda_store::flush() {
 
 cuda_rows::cuda_rows(std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads)
     : store_(std::move(store)), format_(format), layer_(l), stride_(pages_for(l.n_cells)), table_((size_t) n_heads * (size_t) stride_, 0),
-      held_((size_t) n_heads, 0), queued_((size_t) n_heads, 0), exact_((size_t) n_heads, 0), unlabelled_((size_t) n_heads, 0) {
+      held_((size_t) n_heads, 0), queued_((size_t) n_heads, NOTHING), moves_((size_t) n_heads), exact_((size_t) n_heads, 0), unlabelled_((size_t) n_heads, 0) {
     current_context current(store_->device_.primary());
     device_table_.reserve(table_.size() * sizeof(int32_t));
     first_head_ = store_->add(this, n_heads, format.bytes);
@@ -323,26 +330,47 @@ void cuda_rows::give_back(int head, int32_t pages) {
 
 // A keep or a move sees the tables of before the pages that were taken since, and none of another one for the same head.
 void cuda_rows::keep(int head, const int32_t * slots, int32_t n, int32_t n_before) {
-    if (queued_[(size_t) head] || !store_->words_.empty()) {
+    if (queued_[(size_t) head] != NOTHING || !store_->words_.empty()) {
         current_context current(store_->device_.primary());
         store_->run_queued();
     }
     store_->keeps_.push_back({index_, head, n, 0, (int64_t) store_->keep_slots_.size()});
     store_->keep_slots_.insert(store_->keep_slots_.end(), slots, slots + n);
     store_->kept_before_.push_back(n_before);
-    queued_[(size_t) head] = exact_[(size_t) head] = 1;
+    queued_[(size_t) head] = KEEP;
+    exact_[(size_t) head]  = 1;
 }
 
 void cuda_rows::move(int head, int32_t from, int32_t to) {
-    if (queued_[(size_t) head] || !store_->words_.empty()) {
+    std::vector<move_item> & moves = moves_[(size_t) head];
+    if (queued_[(size_t) head] == KEEP || !store_->words_.empty() || moves.size() >= MOST_MOVES) {
         current_context current(store_->device_.primary());
         store_->run_queued();
     }
-    store_->moves_.push_back({index_, head, from, to});
-    queued_[(size_t) head] = 1;
+    if (queued_[(size_t) head] == NOTHING) {
+        queued_[(size_t) head] = MOVES;
+        store_->moved_.push_back({this, head});
+    }
+    // A row that waits to come to the last slot goes straight to where that is moved, and one that waits to come to the slot
+    // that is dropped does not come. So no row is moved twice, and all can be moved at once.
+    move_item move{index_, head, from, to};
+    for (size_t i = 0; i < moves.size();) {
+        if (moves[i].to == from) {
+            move.from = moves[i].from;
+        }
+        if (moves[i].to == from || moves[i].to == to) {
+            moves[i] = moves.back();
+            moves.pop_back();
+        } else {
+            i++;
+        }
+    }
+    moves.push_back(move);
 }
 
 void cuda_rows::release(int head, int32_t n) {
+    std::vector<move_item> & moves = moves_[(size_t) head]; // a page that goes may be another head's by the time they are carried out
+    moves.erase(std::remove_if(moves.begin(), moves.end(), [n](const move_item & m) { return m.to >= n; }), moves.end());
     // a head in steady state appends a slot and drops one at every step: a page in reserve spares it coming and going
     const int32_t reserve = exact_[(size_t) head] ? 0 : 1;
     exact_[(size_t) head] = 0;

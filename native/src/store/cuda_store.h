@@ -103,7 +103,8 @@ private:
     std::vector<keep_item> keeps_;
     std::vector<int32_t>   keep_slots_;
     std::vector<int32_t>   kept_before_; // slots that the heads of keeps_ had
-    std::vector<move_item> moves_;
+    std::vector<std::pair<cuda_rows *, int32_t>> moved_; // heads with moves
+    std::vector<move_item> moves_;                        // of all of them, for one launch
 
     int32_t  add(cuda_rows * rows, int n_heads, uint32_t page_bytes); // returns the first of its heads
     void     remove(cuda_rows * rows);
@@ -158,7 +159,9 @@ private:
     std::vector<int32_t>        table_; // [head][stride_], as on the device once words are written
     device_buffer               device_table_;
     std::vector<int32_t>        held_;  // [head] pages
-    std::vector<uint8_t>        queued_; // [head] a keep or move waits
+    enum queued : uint8_t { NOTHING, KEEP, MOVES };
+    std::vector<queued>         queued_; // [head] what waits
+    std::vector<std::vector<move_item>> moves_; // [head] that wait: from behind the last slot that stays, to slots that stay
     std::vector<uint8_t>        exact_;  // [head] after a keep no page may stay in reserve
     std::vector<uint8_t>        unlabelled_; // [head] cells and positions of its slots are not on the device
     statistic_columns           columns_{};
