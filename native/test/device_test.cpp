@@ -251,6 +251,17 @@ void test_state() {
     CHECK(kl < 1e-5, "KL after restore %.3e", kl);
 }
 
+// all of a context's rows go, before any of them was ever dropped
+void test_truncate() {
+    model_file m(synthetic_model{});
+    context c(m.ours, context_params(), true, path);
+    const auto expected = c.decode(random_tokens(40, 3), 0);
+    llama_memory_clear(llama_get_memory(c.c), false);
+    CHECK(kvasir_cache_truncate(c.cache, 0, 0) == KVASIR_OK, "%s", kvasir_last_error());
+    const auto again = c.decode(random_tokens(40, 3), 0);
+    CHECK(again == expected, "other logits after the cache was emptied, KL %.3e", mean_kl(expected, again, c.n_vocab));
+}
+
 // ---- memory ----
 
 // What the store may occupy for the slots that it holds: rows of 256 slots in whole steps, and pages of the slot tables
@@ -540,7 +551,7 @@ int main(int argc, char ** argv) {
         bool                  portable_only; // sizes and failures of ggml's buffers
     };
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
-                          {"state", test_state, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true}, {"out of memory", test_out_of_memory, true},
+                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true}, {"out of memory", test_out_of_memory, true},
                           {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
         if (wanted == NATIVE && (on_cpu || !*kvasir_kernels(device_name.c_str()))) {

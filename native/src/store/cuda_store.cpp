@@ -173,7 +173,7 @@ void cuda_store::run_queued() {
             shared = std::max(shared, keep_shared(rows_[(size_t) item.layer]->format_));
         }
         const keep_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const keep_item *) upload(keeps_.data(), keeps_.size() * sizeof keeps_[0]),
-                            (const int32_t *) upload(keep_slots_.data(), std::max<size_t>(keep_slots_.size(), 1) * sizeof(int32_t))};
+                            keep_slots_.empty() ? nullptr : (const int32_t *) upload(keep_slots_.data(), keep_slots_.size() * sizeof(int32_t))};
         const launch l = keep_launch((int32_t) keeps_.size(), shared);
         device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
         for (size_t i = 0; i < keeps_.size(); i++) {

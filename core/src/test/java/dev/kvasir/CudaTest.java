@@ -22,7 +22,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestReporter;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.EnumSource;
 
 /** The default model on an NVIDIA GPU that Kvasir has kernels for; skipped where there is none. */
 class CudaTest {
@@ -72,48 +72,63 @@ class CudaTest {
         .freeMemory();
   }
 
-  /**
-   * The profile is that of the CPU on average. Single figures may be further apart: the products
-   * with quantised weights are rounded differently on the two, and where that turns two tokens with
-   * nearly the same score around, another one is frequent.
-   */
-  @ParameterizedTest
-  @ValueSource(booleans = {true, false})
-  void theProfileIsThatOfTheCpu(boolean lattice, TestReporter reporter) {
-    FastGen policy =
-        CachePolicy.fastgen()
-            .withCandidates(lattice ? Candidates.LATTICE : Candidates.PAPER)
-            .withTarget(Target.recovery(0.95));
-    Profile expected = profile("CPU", policy);
-    Profile actual = profile(gpu, policy);
-    double sum = 0;
-    double most = 0;
-    int figures = 0;
-    int sameChoice = 0;
-    for (int head = 0; head < expected.heads().size(); head++) {
-      HeadProfile cpu = expected.heads().get(head);
-      HeadProfile cuda = actual.heads().get(head);
-      for (int candidate = 0; candidate < cpu.candidates(); candidate++) {
-        double difference = Math.abs(cpu.recovery(candidate) - cuda.recovery(candidate));
-        sum += difference;
-        most = Math.max(most, difference);
-        figures++;
+  /** How far two profiles are apart. */
+  private record Difference(double mean, double most, int sameChoice) {
+    static Difference between(Profile expected, Profile actual) {
+      assertEquals(90, expected.heads().size());
+      double sum = 0;
+      double most = 0;
+      int figures = 0;
+      int sameChoice = 0;
+      for (int head = 0; head < expected.heads().size(); head++) {
+        HeadProfile one = expected.heads().get(head);
+        HeadProfile other = actual.heads().get(head);
+        for (int candidate = 0; candidate < one.candidates(); candidate++) {
+          double difference = Math.abs(one.recovery(candidate) - other.recovery(candidate));
+          sum += difference;
+          most = Math.max(most, difference);
+          figures++;
+        }
+        sameChoice += one.chosen() == other.chosen() ? 1 : 0;
       }
-      sameChoice += cpu.chosen() == cuda.chosen() ? 1 : 0;
+      return new Difference(sum / figures, most, sameChoice);
     }
-    String found =
-        "mean %.2e, most %.2e, the same choice in %d of %d heads"
-            .formatted(sum / figures, most, sameChoice, expected.heads().size());
-    reporter.publishEntry("difference of recovery", found);
-    assertEquals(90, expected.heads().size());
-    assertTrue(sum / figures < 1e-3, found);
-    assertTrue(most < 2e-2, found);
-    assertTrue(sameChoice >= 0.8 * expected.heads().size(), found);
+
+    @Override
+    public String toString() {
+      return "mean %.2e, most %.2e, the same choice in %d heads".formatted(mean, most, sameChoice);
+    }
   }
 
-  private static Profile profile(String device, FastGen policy) {
+  /**
+   * Kvasir's kernels and ggml's, with the statistic counted on the host, agree to 1e-3 over the
+   * same weights' products. What a profile on the GPU differs from one on the CPU by comes from
+   * these products, which quantised weights round differently on the two: Kvasir's kernels add
+   * little. Single figures may be further apart, where two tokens with nearly the same score change
+   * places.
+   */
+  @ParameterizedTest
+  @EnumSource(Candidates.class)
+  void theProfileIsThatOfTheCpu(Candidates candidates, TestReporter reporter) {
+    FastGen policy =
+        CachePolicy.fastgen().withCandidates(candidates).withTarget(Target.recovery(0.95));
+    Profile cpu = profile("CPU", policy, Attention.NATIVE);
+    Profile ours = profile(gpu, policy, Attention.NATIVE);
+    Profile ggml = profile(gpu, policy, Attention.PORTABLE);
+    Difference kernels = Difference.between(ggml, ours);
+    Difference products = Difference.between(cpu, ggml);
+    Difference both = Difference.between(cpu, ours);
+    String found = "kernels: %s; products: %s; both: %s".formatted(kernels, products, both);
+    reporter.publishEntry("difference of recovery", found);
+    assertTrue(kernels.mean < 1e-3, found);
+    assertTrue(both.mean < 1.5 * products.mean + 2e-4, found);
+    assertTrue(both.sameChoice >= products.sameChoice - 9, found);
+  }
+
+  private static Profile profile(String device, FastGen policy, Attention attention) {
+    SessionOptions options = options().withCachePolicy(policy).withAttention(attention);
     try (Model model = load(device, true);
-        Session session = model.newSession(options().withCachePolicy(policy))) {
+        Session session = model.newSession(options)) {
       session.evaluate(text(model, PROMPT));
       return session.profile().orElseThrow();
     }

@@ -32,16 +32,18 @@ class EngineTest {
 
   /**
    * llama.cpp's two attention paths are both right and differ by rounding, which the quantised
-   * weights magnify: that difference is what a third right path is allowed.
+   * weights magnify: that difference is what a third right path is allowed. Which of two such means
+   * is the larger by a hundredth is chance (another one on every kind of processor), so that what
+   * counts is the mean difference over the tokens, against its standard error.
    */
   @Test
   void keepingAllIsAsNearToLlamaCppAsItsOwnPathsAre() {
     int[] text = TestModels.proseTokens(PROMPT + STEPS);
     SessionOptions options = TestModels.options().withContextSize(2_304);
-    double ours = 0;
-    double noise = 0;
-    double oursDecoding = 0;
-    double noiseDecoding = 0;
+    double[] ours = new double[PROMPT];
+    double[] noise = new double[PROMPT];
+    double[] oursDecoding = new double[STEPS];
+    double[] noiseDecoding = new double[STEPS];
     try (Session adaptive = TestModels.adaptive().newSession(options);
         Session flash = TestModels.plain().newSession(options);
         Session plain = TestModels.plain().newSession(options.withFlashAttention(false))) {
@@ -51,8 +53,8 @@ class EngineTest {
         float[][] actual = rows(adaptive, chunk);
         float[][] other = rows(plain, chunk);
         for (int i = 0; i < CHUNK; i++) {
-          ours += Logits.divergence(expected[i], actual[i]) / PROMPT;
-          noise += Logits.divergence(expected[i], other[i]) / PROMPT;
+          ours[from + i] = Logits.divergence(expected[i], actual[i]);
+          noise[from + i] = Logits.divergence(expected[i], other[i]);
         }
       }
       for (int i = PROMPT; i < PROMPT + STEPS; i++) {
@@ -60,18 +62,32 @@ class EngineTest {
           session.evaluate(text[i]);
         }
         float[] expected = flash.logits();
-        oursDecoding += Logits.divergence(expected, adaptive.logits()) / STEPS;
-        noiseDecoding += Logits.divergence(expected, plain.logits()) / STEPS;
+        oursDecoding[i - PROMPT] = Logits.divergence(expected, adaptive.logits());
+        noiseDecoding[i - PROMPT] = Logits.divergence(expected, plain.logits());
       }
       assertEquals(1, adaptive.cacheReport().keptFraction());
     }
     String figures =
         "prefill %.3g (llama.cpp's own paths %.3g), decode %.3g (%.3g)"
-            .formatted(ours, noise, oursDecoding, noiseDecoding);
+            .formatted(mean(ours), mean(noise), mean(oursDecoding), mean(noiseDecoding));
     System.getLogger(EngineTest.class.getName())
         .log(System.Logger.Level.INFO, "mean KL: " + figures);
-    assertTrue(ours <= noise, figures);
-    assertTrue(oursDecoding <= noiseDecoding, figures);
+    assertNotAbove(ours, noise, figures);
+    assertNotAbove(oursDecoding, noiseDecoding, figures);
+  }
+
+  private static double mean(double[] values) {
+    return Arrays.stream(values).average().orElseThrow();
+  }
+
+  /** That the mean is not above the other one by more than chance explains, at 97.7%. */
+  private static void assertNotAbove(double[] values, double[] others, String figures) {
+    double[] differences = new double[values.length];
+    Arrays.setAll(differences, i -> values[i] - others[i]);
+    double mean = mean(differences);
+    double variance =
+        Arrays.stream(differences).map(d -> (d - mean) * (d - mean)).sum() / (values.length - 1);
+    assertTrue(mean <= 2 * Math.sqrt(variance / values.length), figures);
   }
 
   @Test

@@ -85,12 +85,21 @@ class GpuTest {
     }
   }
 
-  private static double divergence(Run expected, Run actual) {
+  private static double divergence(Run expected, Run actual, int steps) {
     double sum = 0;
-    for (int i = 0; i <= STEPS; i++) {
+    for (int i = 0; i <= steps; i++) {
       sum += Logits.divergence(expected.logits[i], actual.logits[i]);
     }
-    return sum / (STEPS + 1);
+    return sum / (steps + 1);
+  }
+
+  /**
+   * Over the prompt and the first steps on the compressed cache. Each step drops the lowest of some
+   * hundred scores per head, and with random weights all are nearly the same: after a few steps
+   * devices that round scores differently hold other tokens, and random weights make much of that.
+   */
+  private static double earlyDivergence(Run expected, Run actual) {
+    return divergence(expected, actual, 2);
   }
 
   @Test
@@ -99,8 +108,8 @@ class GpuTest {
     Run stock = run(on(gpus.getFirst()).withAdaptiveCache(false), full);
     Run ours = run(on(gpus.getFirst()), full);
     Run cpu = run(on("CPU").withAdaptiveCache(false), full);
-    double noise = divergence(cpu, stock);
-    double divergence = divergence(stock, ours);
+    double noise = divergence(cpu, stock, STEPS);
+    double divergence = divergence(stock, ours, STEPS);
     assertTrue(divergence <= 2 * noise + 1e-5, divergence + " against " + noise);
     assertEquals(1, ours.report.keptFraction());
   }
@@ -124,9 +133,10 @@ class GpuTest {
     assertTrue(sum / figures < 1e-3, sum / figures + " on average");
     Run reused = run(on("CPU"), options().withProfile(gpu.profile));
     assertTrue(reused.report.keptFraction() < 0.6);
-    double divergence =
-        divergence(reused, run(on(gpus.getFirst()), options().withProfile(gpu.profile)));
-    assertTrue(divergence < 1e-2, "" + divergence);
+    Run there = run(on(gpus.getFirst()), options().withProfile(gpu.profile));
+    double divergence = earlyDivergence(reused, there);
+    assertTrue(divergence < 1e-3, "" + divergence);
+    assertEquals(reused.report.keptSlots(), there.report.keptSlots());
   }
 
   @Test
@@ -137,7 +147,7 @@ class GpuTest {
       assertEquals(gpus.getFirst(), place.device());
     }
     // the output counts as one
-    Run mixed = run(on(gpus.getFirst()).withGpuLayers(2), policy);
+    Run mixed = run(on(gpus.getFirst()).withGpuLayers(2), options().withProfile(whole.profile));
     assertEquals(
         List.of("CPU", "CPU", "CPU", gpus.getFirst()),
         mixed.report.layers().stream().map(LayerPlace::device).toList());
@@ -148,7 +158,8 @@ class GpuTest {
     assertEquals(
         mixed.report.keptBytes(),
         mixed.report.byDevice().values().stream().mapToLong(use -> use.bytes()).sum());
-    assertTrue(divergence(whole, mixed) < 1e-2);
+    double divergence = earlyDivergence(whole, mixed);
+    assertTrue(divergence < 1e-3, "" + divergence);
     Run none = run(on(gpus.getFirst()).withGpuLayers(0), policy);
     assertEquals(List.of("CPU"), List.copyOf(none.report.byDevice().keySet()));
   }
