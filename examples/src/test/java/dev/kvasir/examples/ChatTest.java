@@ -90,6 +90,21 @@ class ChatTest {
   }
 
   @Test
+  void ctrlCEndsTheAnswer() {
+    var run = CommandLineRun.interrupted("", "chat", "-p", "Count to 900.", "-n", "500");
+    assertEquals(130, run.exitCode(), run::err);
+    assertEquals("", run.err());
+    assertTrue(run.out().length() < 1000 && run.out().endsWith("\n"), run::out);
+  }
+
+  @Test
+  void ctrlCOverAPipeEndsOneAnswerAndIsInTheExitCode() {
+    var run = CommandLineRun.interrupted("Count to 900.\n/cache\n/exit\n", "chat", "-n", "500");
+    assertEquals(130, run.exitCode(), run::err);
+    assertTrue(tokens(run.err()) < 300, run::err);
+  }
+
+  @Test
   void anOverlongMessageDoesNotEndThePipe() {
     var run =
         CommandLineRun.onModel(
