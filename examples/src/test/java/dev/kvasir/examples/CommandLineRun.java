@@ -4,6 +4,7 @@ import dev.kvasir.examples.terminal.StandardStreams;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
@@ -47,6 +48,23 @@ record CommandLineRun(int exitCode, String out, String err) {
     return withInput(out, input, withModel(arguments));
   }
 
+  /** Runs a command on the default model whose standard output nobody reads. */
+  static CommandLineRun unread(String input, String... arguments) {
+    var out =
+        new OutputStream() {
+          @Override
+          public void write(int b) throws IOException {
+            throw new IOException("Broken pipe");
+          }
+
+          @Override
+          public String toString() {
+            return "";
+          }
+        };
+    return withInput(out, input, withModel(arguments));
+  }
+
   private static void pressCtrlC() {
     try {
       new ProcessBuilder("kill", "-INT", Long.toString(ProcessHandle.current().pid()))
@@ -71,8 +89,7 @@ record CommandLineRun(int exitCode, String out, String err) {
     return all.toArray(String[]::new);
   }
 
-  private static CommandLineRun withInput(
-      ByteArrayOutputStream out, String input, String... arguments) {
+  private static CommandLineRun withInput(OutputStream out, String input, String... arguments) {
     var err = new ByteArrayOutputStream();
     var streams =
         new StandardStreams(
@@ -84,7 +101,6 @@ record CommandLineRun(int exitCode, String out, String err) {
             false);
     int exitCode = Kvasir.run(streams, arguments);
     streams.out().flush();
-    return new CommandLineRun(
-        exitCode, out.toString(StandardCharsets.UTF_8), err.toString(StandardCharsets.UTF_8));
+    return new CommandLineRun(exitCode, out.toString(), err.toString(StandardCharsets.UTF_8));
   }
 }
