@@ -38,10 +38,10 @@ public:
     void number(const char * name, int32_t value) { gguf_set_val_u32(gguf, key(name).c_str(), (uint32_t) value); }
     void real(const char * name, float value) { gguf_set_val_f32(gguf, key(name).c_str(), value); }
 
-    void tensor(const std::string & name, float deviation, int64_t n0, int64_t n1 = 1, int64_t n2 = 1) {
+    void tensor(const std::string & name, float deviation, int64_t n0, int64_t n1 = 1, int64_t n2 = 1, float mean = 0.0f) {
         ggml_tensor * t = n2 > 1 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n0, n1, n2)
                         : n1 > 1 ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n0, n1) : ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n0);
-        std::normal_distribution<float> normal(0.0f, deviation);
+        std::normal_distribution<float> normal(mean, deviation);
         for (int64_t i = 0; i < ggml_nelements(t); i++) {
             ((float *) t->data)[i] = normal(rng);
         }
@@ -93,6 +93,31 @@ void write_mpt(writer & w, const std::string & b) {
     w.norm(b + "ffn_norm.weight", m.n_embd);
     w.matrix(b + "ffn_up.weight", m.n_embd, m.n_ff);
     w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
+}
+
+// as many experts are used as there are: which ones is a choice that the last bit of attention's output could tip
+constexpr int32_t N_EXPERT = 2;
+
+void write_gpt_oss(writer & w, const std::string & b) {
+    const synthetic_model & m = w.m;
+    constexpr float sharp = 1.6f;
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * m.head_dim, sharp);
+    w.matrix(b + "attn_k.weight", m.n_embd, m.n_head_kv * m.head_dim, sharp);
+    w.matrix(b + "attn_v.weight", m.n_embd, m.n_head_kv * m.head_dim);
+    w.matrix(b + "attn_output.weight", m.n_head * m.head_dim, m.n_embd);
+    w.tensor(b + "attn_output.bias", 0.1f, m.n_embd);
+    w.tensor(b + "attn_sinks.weight", 1.0f, m.n_head, 1, 1, m.sink);
+    w.norm(b + "post_attention_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_gate_inp.weight", m.n_embd, N_EXPERT);
+    w.tensor(b + "ffn_gate_inp.bias", 0.1f, N_EXPERT);
+    const float by_embd = 1.0f / std::sqrt((float) m.n_embd), by_ff = 1.0f / std::sqrt((float) m.n_ff);
+    w.tensor(b + "ffn_gate_exps.weight", by_embd, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_up_exps.weight", by_embd, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_down_exps.weight", by_ff, m.n_ff, m.n_embd, N_EXPERT);
+    w.tensor(b + "ffn_gate_exps.bias", 0.1f, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_up_exps.bias", 0.1f, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_down_exps.bias", 0.1f, m.n_embd, N_EXPERT);
 }
 
 constexpr int32_t Q_RANK = 48, LATENT = 64, ROPE_DIM = 32, NOPE_DIM = 32, VALUE_DIM = 32;
@@ -148,6 +173,11 @@ void synthetic_model::write(const std::string & path) const {
         w.real("attn_logit_softcapping", 20.0f);
         w.real("final_logit_softcapping", 30.0f);
         w.number("attention.sliding_window", n_swa);
+    } else if (a == "gpt-oss") {
+        w.number("attention.sliding_window", n_swa);
+        w.number("expert_count", N_EXPERT);
+        w.number("expert_used_count", N_EXPERT);
+        w.number("expert_feed_forward_length", n_ff);
     } else if (a == "deepseek2") {
         w.number("leading_dense_block_count", n_layer);
         w.number("attention.q_lora_rank", Q_RANK);
@@ -169,7 +199,8 @@ void synthetic_model::write(const std::string & path) const {
     }
     for (int32_t i = 0; i < n_layer; i++) {
         const std::string b = "blk." + std::to_string(i) + ".";
-        a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
+        a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
+            : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
     }
     if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {
         fprintf(stderr, "cannot write %s\n", path.c_str());

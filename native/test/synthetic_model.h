@@ -5,10 +5,11 @@
 #include <string>
 
 struct synthetic_model {
-    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; deepseek2: latent attention; mamba: no attention
+    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; mamba: no attention
     int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;
     int32_t n_head = 6, n_head_kv = 2, head_dim = 64;
     int32_t n_swa = 0;
+    float    sink = 7.0f; // what the logits of attention sinks are spread around: as much as a few dozen ordinary keys weigh together
     uint32_t seed = 1;
 
     void write(const std::string & path) const;

@@ -5,6 +5,7 @@ import dev.kvasir.ProfileException;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -181,6 +182,8 @@ public record Profile(
     byte[] bytes;
     try {
       bytes = Files.readAllBytes(file);
+    } catch (NoSuchFileException e) {
+      throw new ProfileException("the profile " + file + " does not exist", e);
     } catch (IOException e) {
       throw new ProfileException("the profile " + file + " cannot be read: " + e, e);
     }

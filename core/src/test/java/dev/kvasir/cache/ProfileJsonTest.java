@@ -82,7 +82,7 @@ class ProfileJsonTest {
     var nowhere = directory.resolve("missing").resolve("profile.json");
     assertThrows(KvasirException.class, () -> profile.save(nowhere));
     var e = assertThrows(ProfileException.class, () -> Profile.load(nowhere));
-    assertTrue(e.getMessage().contains("missing"), e.getMessage());
+    assertEquals("the profile " + nowhere + " does not exist", e.getMessage());
   }
 
   @Test

@@ -9,6 +9,7 @@ import dev.kvasir.cache.Target;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -90,6 +91,30 @@ class ChatTest {
   }
 
   @Test
+  void ctrlCEndsTheAnswer() {
+    var run = CommandLineRun.interrupted("", "chat", "-p", "Count to 900.", "-n", "500");
+    assertEquals(130, run.exitCode(), run::err);
+    assertEquals("", run.err());
+    assertTrue(run.out().length() < 1000 && run.out().endsWith("\n"), run::out);
+  }
+
+  @Test
+  void ctrlCOverAPipeEndsOneAnswerAndIsInTheExitCode() {
+    var run = CommandLineRun.interrupted("Count to 900.\n/cache\n/exit\n", "chat", "-n", "500");
+    assertEquals(130, run.exitCode(), run::err);
+    assertTrue(tokens(run.err()) < 300, run::err);
+  }
+
+  @Test
+  void aReaderThatLeavesEndsTheConversation() {
+    for (var command : List.of("chat -n 500 -p Count", "chat -n 500")) {
+      var run = CommandLineRun.unread("Count\nCount\n/cache\n", command.split(" ", -1));
+      assertEquals(0, run.exitCode(), run::err);
+      assertEquals("", run.err());
+    }
+  }
+
+  @Test
   void anOverlongMessageDoesNotEndThePipe() {
     var run =
         CommandLineRun.onModel(
@@ -118,9 +143,10 @@ class ChatTest {
     assertEquals(0, saved.exitCode(), saved::err);
     assertEquals(Target.budgetFraction(0.5), Profile.load(profile).target());
 
+    var copy = directory.resolve("copy.json");
     var again =
         CommandLineRun.onModel(
-            Texts.harbour(1300).replace('\n', ' ') + "\n/cache\n",
+            Texts.harbour(1300).replace('\n', ' ') + "\n/cache\n/save " + copy + "\n",
             "chat",
             "-n",
             "1",
@@ -139,5 +165,6 @@ class ChatTest {
             .split("\\s+", -1);
     double kept = Double.parseDouble(total[4].replace("%", ""));
     assertTrue(kept < 40, again::err);
+    assertEquals(Profile.load(profile).withTarget(Target.budgetFraction(0.25)), Profile.load(copy));
   }
 }

@@ -3,7 +3,10 @@ package dev.kvasir.examples;
 import dev.kvasir.examples.terminal.StandardStreams;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.OutputStream;
 import java.io.PrintStream;
+import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
@@ -19,11 +22,62 @@ record CommandLineRun(int exitCode, String out, String err) {
 
   /** Runs a command with nothing to read. */
   static CommandLineRun of(String... arguments) {
-    return withInput("", arguments);
+    return withInput(new ByteArrayOutputStream(), "", arguments);
   }
 
   /** Runs a command on the default model. */
   static CommandLineRun onModel(String input, String... arguments) {
+    return withInput(new ByteArrayOutputStream(), input, withModel(arguments));
+  }
+
+  /** Runs a command on the default model, and presses Ctrl-C when it has written something. */
+  static CommandLineRun interrupted(String input, String... arguments) {
+    var out =
+        new ByteArrayOutputStream() {
+          private boolean pressed;
+
+          @Override
+          public synchronized void write(byte[] bytes, int offset, int length) {
+            super.write(bytes, offset, length);
+            if (!pressed) {
+              pressed = true;
+              pressCtrlC();
+            }
+          }
+        };
+    return withInput(out, input, withModel(arguments));
+  }
+
+  /** Runs a command on the default model whose standard output nobody reads. */
+  static CommandLineRun unread(String input, String... arguments) {
+    var out =
+        new OutputStream() {
+          @Override
+          public void write(int b) throws IOException {
+            throw new IOException("Broken pipe");
+          }
+
+          @Override
+          public String toString() {
+            return "";
+          }
+        };
+    return withInput(out, input, withModel(arguments));
+  }
+
+  private static void pressCtrlC() {
+    try {
+      new ProcessBuilder("kill", "-INT", Long.toString(ProcessHandle.current().pid()))
+          .start()
+          .waitFor();
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  private static String[] withModel(String... arguments) {
     String model = System.getProperty("kvasir.test.model");
     if (model == null) {
       throw new IllegalStateException(
@@ -32,11 +86,10 @@ record CommandLineRun(int exitCode, String out, String err) {
     var all = new ArrayList<>(List.of(arguments));
     all.addAll(
         List.of("-m", model, "-t", "1")); // one thread never waits for another on a busy machine
-    return withInput(input, all.toArray(String[]::new));
+    return all.toArray(String[]::new);
   }
 
-  static CommandLineRun withInput(String input, String... arguments) {
-    var out = new ByteArrayOutputStream();
+  private static CommandLineRun withInput(OutputStream out, String input, String... arguments) {
     var err = new ByteArrayOutputStream();
     var streams =
         new StandardStreams(
@@ -48,7 +101,6 @@ record CommandLineRun(int exitCode, String out, String err) {
             false);
     int exitCode = Kvasir.run(streams, arguments);
     streams.out().flush();
-    return new CommandLineRun(
-        exitCode, out.toString(StandardCharsets.UTF_8), err.toString(StandardCharsets.UTF_8));
+    return new CommandLineRun(exitCode, out.toString(), err.toString(StandardCharsets.UTF_8));
   }
 }

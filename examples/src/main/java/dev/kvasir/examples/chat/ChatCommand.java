@@ -147,7 +147,7 @@ public final class ChatCommand implements Callable<Integer> {
 
   private int inTerminal(Conversation conversation, String description) {
     streams.err().println(description + "; /help lists the commands.");
-    try (var lines = new TerminalLines()) {
+    try (var lines = TerminalLines.ofProcess()) {
       return converse(conversation, lines);
     }
   }
@@ -157,8 +157,8 @@ public final class ChatCommand implements Callable<Integer> {
   }
 
   /**
-   * A message that fails does not end the conversation, but is remembered in the exit code of a
-   * pipe.
+   * A message that fails, or is interrupted, does not end the conversation, but is remembered in
+   * the exit code of a pipe.
    */
   private int converse(Conversation conversation, Lines lines) {
     var commands = new Commands(conversation.session(), streams, lines::width);
@@ -173,16 +173,19 @@ public final class ChatCommand implements Callable<Integer> {
           }
         } else if (!line.isBlank()) {
           interrupted = conversation.answer(line.strip()) == StopReason.CANCELLED;
+          if (interrupted && !streams.interactive()) {
+            exitCode = Interrupt.EXIT_CODE;
+          }
         }
       } catch (KvasirException e) {
         streams.err().println("kvasir: " + e.getMessage());
-        exitCode = streams.interactive() ? 0 : 1;
+        exitCode = streams.interactive() ? 0 : Math.max(exitCode, 1);
       }
       if (streams.out().checkError()) {
         break;
       }
     }
-    return exitCode;
+    return lines.endedByCtrlC() ? Interrupt.EXIT_CODE : exitCode;
   }
 
   private void save(Conversation conversation) {

@@ -54,7 +54,7 @@ final class Conversation implements AutoCloseable {
         out.print(piece);
         lineOpen = !piece.endsWith("\n");
         if (out.checkError()) { // flushes; nobody reads any more
-          reply.cancel();
+          break;
         }
       }
       prefill.clear();

@@ -21,6 +21,11 @@ interface Lines extends AutoCloseable {
    */
   @Nullable String next(boolean interrupted);
 
+  /** Whether Ctrl-C, not the end of the input, was why there is no next line. */
+  default boolean endedByCtrlC() {
+    return false;
+  }
+
   /** Columns of the terminal, or of what a pipe is most likely shown in. */
   default int width() {
     return 100;

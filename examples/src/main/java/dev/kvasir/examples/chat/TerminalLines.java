@@ -24,18 +24,26 @@ final class TerminalLines implements Lines {
 
   private final Terminal terminal;
   private final LineReader reader;
+  private boolean endedByCtrlC;
 
-  TerminalLines() {
+  /** The lines of the process's own terminal. */
+  static TerminalLines ofProcess() {
     try {
-      terminal =
+      return new TerminalLines(
           TerminalBuilder.builder()
               .system(true)
               .dumb(true)
               .encoding(StandardCharsets.UTF_8)
-              .build();
+              .build(),
+          historyFile());
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
+  }
+
+  /** Lines of a terminal, which is closed with them. */
+  TerminalLines(Terminal terminal, @Nullable Path history) {
+    this.terminal = terminal;
     reader =
         LineReaderBuilder.builder()
             .terminal(terminal)
@@ -46,7 +54,6 @@ final class TerminalLines implements Lines {
             .option(LineReader.Option.DISABLE_EVENT_EXPANSION, true)
             .option(LineReader.Option.HISTORY_IGNORE_SPACE, false)
             .build();
-    var history = historyFile();
     if (history != null) {
       reader.setVariable(LineReader.HISTORY_FILE, history);
     }
@@ -61,6 +68,7 @@ final class TerminalLines implements Lines {
       } catch (UserInterruptException e) {
         if (e.getPartialLine().isEmpty()) {
           if (last) {
+            endedByCtrlC = true;
             return null;
           }
           terminal.writer().println("Ctrl-C again, Ctrl-D or /exit ends the program.");
@@ -70,6 +78,11 @@ final class TerminalLines implements Lines {
         return null;
       }
     }
+  }
+
+  @Override
+  public boolean endedByCtrlC() {
+    return endedByCtrlC;
   }
 
   @Override
