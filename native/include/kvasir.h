@@ -135,6 +135,7 @@ struct kvasir_bytes {
     int64_t kept_bytes;     // K and V bytes of those slots
     int64_t resident_bytes; // bytes of memory that the store occupies: pages or device buffers of K and V, and the slot tables
     int64_t full_bytes;     // K and V bytes that llama.cpp would have allocated for this context
+    int64_t row_bytes;      // of resident_bytes, the pages or device buffers of K and V: what kvasir_cache_limit bounds
 };
 
 struct kvasir_eviction {
@@ -149,6 +150,14 @@ KVASIR_API int32_t kvasir_cache_n_layers(const struct kvasir_cache * cache) KVAS
 KVASIR_API enum kvasir_status kvasir_cache_layer(const struct kvasir_cache * cache, int32_t layer, struct kvasir_layer_info * info) KVASIR_NOEXCEPT;
 KVASIR_API enum kvasir_status kvasir_cache_head(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, struct kvasir_head_view * view) KVASIR_NOEXCEPT;
 KVASIR_API enum kvasir_status kvasir_cache_bytes(const struct kvasir_cache * cache, struct kvasir_bytes * bytes) KVASIR_NOEXCEPT;
+// Bounds the memory of the K and V rows of all layers together, kvasir_bytes.row_bytes; 0, as at first: no bound. The bound is
+// checked before memory is taken: tokens whose rows would exceed it make kvasir_decode fail with KVASIR_OUT_OF_MEMORY, and
+// llama_state_seq_set_data and llama_memory_seq_cp the next kvasir_decode. As where there is no memory indeed, the micro-batch
+// that failed leaves nothing behind in the layers of its device, and the context goes on: with fewer tokens, after keep, evict or
+// truncate, or under a higher bound. A bound below what is held drops nothing, and refuses tokens until enough was dropped.
+// Not counted are, on the portable path, the second copy of one layer's rows while they move to another buffer, and on NVIDIA
+// GPUs what a chunk of mapped memory (a few MiB) holds beyond the pages in use.
+KVASIR_API enum kvasir_status kvasir_cache_limit(struct kvasir_cache * cache, int64_t bytes) KVASIR_NOEXCEPT;
 
 // keeps the given slots (ascending), in their order, drops the rest and returns the memory
 KVASIR_API enum kvasir_status kvasir_cache_keep(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, const int32_t * slots, int32_t n_slots) KVASIR_NOEXCEPT;
@@ -198,6 +207,7 @@ struct kvasir_timings {
     int64_t attention_ns;  // in FLASH_ATTN_EXT over the store, by kernels of ours (0 on the portable path)
     int64_t append_ns;     // in SET_ROWS into the store, likewise
     int64_t prepare_ns;    // on the calling thread, before the graph runs
+    int64_t captures;      // CUDA graphs recorded: a decode graph's second run, and again when addresses have changed
 };
 
 KVASIR_API enum kvasir_status kvasir_cache_timings(struct kvasir_cache * cache, struct kvasir_timings * timings, int32_t reset) KVASIR_NOEXCEPT;

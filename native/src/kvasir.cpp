@@ -276,8 +276,19 @@ kvasir_status kvasir_cache_bytes(const kvasir_cache * cache, kvasir_bytes * byte
             }
             l->rows->flush();
             bytes->resident_bytes += (int64_t) l->resident_bytes();
+            bytes->row_bytes += (int64_t) l->rows->row_bytes();
             bytes->full_bytes += (int64_t) l->heads.size() * l->n_cells * (int64_t) l->slot_bytes();
         }
+    });
+}
+
+kvasir_status kvasir_cache_limit(kvasir_cache * cache, int64_t bytes) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        if (bytes < 0) {
+            throw error(KVASIR_INVALID_ARGUMENT, format("a limit of %lld bytes: it must not be negative; 0 is none", (long long) bytes));
+        }
+        cache->limit.set((size_t) bytes);
     });
 }
 
@@ -407,10 +418,10 @@ kvasir_status kvasir_cache_timings(kvasir_cache * cache, kvasir_timings * timing
     return guarded([&] {
         require(cache != nullptr, "cache is NULL");
         if (timings) {
-            *timings = {cache->graphs, cache->graph_ns, cache->attention_ns, cache->append_ns, cache->prepare_ns};
+            *timings = {cache->graphs, cache->graph_ns, cache->attention_ns, cache->append_ns, cache->prepare_ns, cache->captures};
         }
         if (reset) {
-            cache->graphs = cache->graph_ns = cache->prepare_ns = 0;
+            cache->graphs = cache->graph_ns = cache->prepare_ns = cache->captures = 0;
             cache->attention_ns = 0;
             cache->append_ns    = 0;
         }

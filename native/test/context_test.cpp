@@ -227,6 +227,14 @@ void test_memory() {
     CHECK(rss < 0 || (fell > 0.98 * evicted && fell < 1.07 * evicted), "evicted %.0f KiB, the process shrank by %.0f KiB", evicted, fell);
 }
 
+void test_limit() {
+    synthetic_model shape;
+    shape.n_layer = 2;
+    model_file m(shape);
+    limited_contexts(m.ours, KVASIR_ATTENTION_NATIVE).run();
+    limited_contexts(m.ours, KVASIR_ATTENTION_NATIVE).run_reserve(60, 30); // of a page of 32 slots more than two stay
+}
+
 void test_statistic() {
     model_file m(synthetic_model{});
     llama_context_params params = context_params();
@@ -341,8 +349,8 @@ int main(int argc, char ** argv) {
         return check::finish("context_test");
     }
     const std::pair<const char *, std::function<void()>> tests[] = {
-        {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction},
-        {"state", test_state}, {"memory", test_memory}, {"statistic", test_statistic}, {"refusals", test_refusals}};
+        {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
+        {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"refusals", test_refusals}};
     for (const auto & [name, test] : tests) {
         if (only.empty() || only == name) {
             printf("%s\n", name);

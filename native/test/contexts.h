@@ -80,28 +80,35 @@ struct context {
     ~context() { kvasir_context_free(c, cache); }
     context(const context &) = delete;
 
+    // one batch; its logits are appended when it succeeds
+    kvasir_status try_decode(const llama_token * tokens, int32_t n, int32_t first_pos, std::vector<float> & logits, llama_seq_id seq = 0) {
+        llama_batch batch = llama_batch_init(n, 0, 1);
+        batch.n_tokens    = n;
+        for (int32_t i = 0; i < n; i++) {
+            batch.token[i]     = tokens[i];
+            batch.pos[i]       = first_pos + i;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = seq;
+            batch.logits[i]    = 1;
+        }
+        int32_t             result = 0;
+        const kvasir_status status = kvasir_decode(c, &batch, &result);
+        CHECK(status != KVASIR_OK || result == 0, "decode: %d, %s", result, kvasir_last_error());
+        for (int32_t i = 0; status == KVASIR_OK && i < n; i++) {
+            const float * row = llama_get_logits_ith(c, i);
+            logits.insert(logits.end(), row, row + n_vocab);
+        }
+        llama_batch_free(batch);
+        return status;
+    }
+
     // logits of every token
     std::vector<float> decode(const std::vector<llama_token> & tokens, int32_t first_pos, llama_seq_id seq = 0) {
         std::vector<float> logits;
         for (size_t at = 0; at < tokens.size();) {
-            const int32_t n     = (int32_t) std::min(tokens.size() - at, (size_t) llama_n_batch(c));
-            llama_batch   batch = llama_batch_init(n, 0, 1);
-            batch.n_tokens      = n;
-            for (int32_t i = 0; i < n; i++) {
-                batch.token[i]     = tokens[at + (size_t) i];
-                batch.pos[i]       = first_pos + (int32_t) at + i;
-                batch.n_seq_id[i]  = 1;
-                batch.seq_id[i][0] = seq;
-                batch.logits[i]    = 1;
-            }
-            int32_t             result = 0;
-            const kvasir_status status = kvasir_decode(c, &batch, &result);
-            CHECK(status == KVASIR_OK && result == 0, "decode: %d, %s", result, kvasir_last_error());
-            for (int32_t i = 0; i < n; i++) {
-                const float * row = llama_get_logits_ith(c, i);
-                logits.insert(logits.end(), row, row + n_vocab);
-            }
-            llama_batch_free(batch);
+            const int32_t       n      = (int32_t) std::min(tokens.size() - at, (size_t) llama_n_batch(c));
+            const kvasir_status status = try_decode(tokens.data() + at, n, first_pos + (int32_t) at, logits, seq);
+            CHECK(status == KVASIR_OK, "decode: %s", kvasir_last_error());
             at += (size_t) n;
         }
         return logits;
@@ -203,6 +210,112 @@ inline void evict_randomly(kvasir_cache * cache, uint32_t seed, double share) {
         }
     }
 }
+
+inline kvasir_bytes bytes_of(const context & c) {
+    kvasir_bytes bytes{};
+    CHECK(kvasir_cache_bytes(c.cache, &bytes) == KVASIR_OK, "%s", kvasir_last_error());
+    return bytes;
+}
+
+// A cache with a limit beside one without, fed the same tokens: the limit holds at every step, tokens that would exceed it
+// leave nothing behind, and what comes after them is what comes of the cache that never refused any.
+class limited_contexts {
+public:
+    limited_contexts(llama_model * model, kvasir_attention path) : free_(model, params(), true, path), limited_(model, params(), true, path) {
+        both(random_tokens(300, 3));
+    }
+
+    void run() {
+        CHECK(kvasir_cache_limit(limited_.cache, -1) == KVASIR_INVALID_ARGUMENT && kvasir_cache_limit(nullptr, 1) == KVASIR_INVALID_ARGUMENT, "%s", kvasir_last_error());
+        const kvasir_bytes before = bytes_of(limited_);
+        CHECK(before.row_bytes >= before.kept_bytes && before.row_bytes <= before.resident_bytes && before.row_bytes == bytes_of(free_).row_bytes, "%lld bytes of rows",
+              (long long) before.row_bytes);
+        limit(before.row_bytes * 3 / 2);
+        refuse(500);
+        printf("  %s\n", kvasir_last_error());
+        CHECK(strstr(kvasir_last_error(), "limit"), "%s", kvasir_last_error());
+        fill();
+        for (const context * c : {&free_, &limited_}) {
+            evict_randomly(c->cache, 5, 0.2);
+        }
+        both(random_tokens(20, 5));
+        fill();
+        limit(bytes_of(limited_).row_bytes * 2);
+        both(random_tokens(20, 6));
+        limit(bytes_of(limited_).row_bytes / 2); // below what is held: only more is refused
+        within_ = false;
+        refuse(500);
+        limit(0);
+        both(random_tokens(500, 7));
+        llama_memory_clear(llama_get_memory(limited_.c), true);
+        CHECK(bytes_of(limited_).row_bytes == 0, "%lld bytes of no rows", (long long) bytes_of(limited_).row_bytes);
+    }
+
+    // What one head holds in reserve goes to another: with so many slots of the first head evicted one by one, there is
+    // memory for so many tokens, but not where it is needed.
+    void run_reserve(int32_t evicted, int32_t appended) {
+        for (const context * c : {&free_, &limited_}) {
+            for (int32_t i = 0; i < evicted; i++) {
+                for (int32_t l = 0; l < kvasir_cache_n_layers(c->cache); l++) {
+                    const kvasir_eviction single = {l, 0, 0, 5};
+                    CHECK(kvasir_cache_evict(c->cache, &single, 1) == KVASIR_OK, "%s", kvasir_last_error());
+                }
+            }
+        }
+        limit(bytes_of(limited_).row_bytes);
+        both(random_tokens((size_t) appended, 4));
+        CHECK(bytes_of(free_).row_bytes > bytes_of(limited_).row_bytes, "the cache without a limit holds nothing in reserve: %lld bytes", (long long) bytes_of(free_).row_bytes);
+    }
+
+private:
+    context free_, limited_;
+    int64_t limit_  = 0;
+    bool    within_ = true;
+    int32_t pos_    = 0;
+
+    static llama_context_params params() {
+        llama_context_params p = context_params();
+        p.n_ctx    = 2048;
+        p.n_ubatch = 512; // a batch fails as a whole
+        return p;
+    }
+
+    void limit(int64_t bytes) {
+        limit_ = bytes;
+        CHECK(kvasir_cache_limit(limited_.cache, bytes) == KVASIR_OK, "%s", kvasir_last_error());
+    }
+
+    bool try_both(const std::vector<llama_token> & tokens) {
+        std::vector<float>  expected, got;
+        const kvasir_bytes  before = bytes_of(limited_);
+        const kvasir_status status = limited_.try_decode(tokens.data(), (int32_t) tokens.size(), pos_, got);
+        const kvasir_bytes  after  = bytes_of(limited_);
+        CHECK(limit_ == 0 || !within_ || after.row_bytes <= limit_, "%lld bytes, the limit is %lld", (long long) after.row_bytes, (long long) limit_);
+        if (status != KVASIR_OK) {
+            CHECK(status == KVASIR_OUT_OF_MEMORY, "status %d: %s", status, kvasir_last_error());
+            CHECK(after.slots == before.slots && after.row_bytes <= before.row_bytes, "%lld slots and %lld bytes after tokens that had no room, %lld and %lld before",
+                  (long long) after.slots, (long long) after.row_bytes, (long long) before.slots, (long long) before.row_bytes);
+            return false;
+        }
+        CHECK(free_.try_decode(tokens.data(), (int32_t) tokens.size(), pos_, expected) == KVASIR_OK, "%s", kvasir_last_error());
+        CHECK(expected == got, "the limit changed what came after position %d: KL %.3e", pos_, mean_kl(expected, got, free_.n_vocab));
+        pos_ += (int32_t) tokens.size();
+        return true;
+    }
+
+    void both(const std::vector<llama_token> & tokens) { CHECK(try_both(tokens), "%s", kvasir_last_error()); }
+    void refuse(size_t n) { CHECK(!try_both(random_tokens(n, 9)), "%d tokens were taken", (int) n); }
+
+    // tokens until there is room for none, by twenties and then one by one
+    void fill() {
+        const int32_t first = pos_;
+        for (size_t n : {20, 1}) {
+            while (pos_ < 1500 && try_both(random_tokens(n, (uint32_t) pos_))) {
+            }
+        }
+        CHECK(pos_ > first && pos_ < 1500, "filled from %d to %d", first, pos_);
+    }
+};
 
 // loads llama.cpp's backends from a folder; only its errors are printed
 inline void load_llama(const char * libraries) {

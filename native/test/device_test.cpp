@@ -392,6 +392,33 @@ void test_out_of_memory() {
     CHECK(expected == got, "a token that had no room changed what came after it: KL %.3e", mean_kl(expected, got, 300));
 }
 
+void test_limit() {
+    synthetic_model shape;
+    shape.n_layer = 2;
+    model_file m(shape);
+    limited_contexts(m.ours, path).run();
+    limited_contexts reserve(m.ours, path);
+    if (path == NATIVE) {
+        reserve.run_reserve(70, 24);   // one page of 64 slots
+    } else {
+        reserve.run_reserve(290, 220); // a quarter of the buffer
+    }
+}
+
+// ---- CUDA graphs ----
+
+void test_captures() {
+    model_file m(synthetic_model{});
+    context c(m.ours, context_params(), true, path);
+    prompt_and_steps(c, 40, 6);
+    kvasir_timings t{};
+    CHECK(kvasir_cache_timings(c.cache, &t, 1) == KVASIR_OK, "%s", kvasir_last_error());
+    const bool wanted = path == NATIVE && !getenv("GGML_CUDA_DISABLE_GRAPHS");
+    CHECK((t.captures > 0) == wanted && t.captures <= 6, "%lld graphs were captured", (long long) t.captures);
+    kvasir_cache_timings(c.cache, &t, 0);
+    CHECK(t.captures == 0 && t.graphs == 0, "%lld captures after a reset", (long long) t.captures);
+}
+
 // ---- statistic ----
 
 struct sums {
@@ -551,7 +578,8 @@ int main(int argc, char ** argv) {
         bool                  portable_only; // sizes and failures of ggml's buffers
     };
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
-                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true}, {"out of memory", test_out_of_memory, true},
+                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true},
+                          {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
         if (wanted == NATIVE && (on_cpu || !*kvasir_kernels(device_name.c_str()))) {

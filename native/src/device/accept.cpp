@@ -80,7 +80,7 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
             reason = format("KV types %s and %s (layer %d)", llama().ggml_type_name(l.k.format.type), llama().ggml_type_name(l.v.format.type), l.il);
             return false;
         }
-        l.configure(n_head, n_head_kv, std::make_unique<host_rows>(l.k.format, l.v.format, n, l.n_cells));
+        l.configure(n_head, n_head_kv, std::make_unique<host_rows>(l.cache->limit, l.k.format, l.v.format, n, l.n_cells));
         return true;
     }
     std::string       why_not;
@@ -92,13 +92,13 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
             store = std::make_shared<cuda::cuda_store>(*gpu);
         }
         l.attention = KVASIR_ATTENTION_NATIVE;
-        l.configure(n_head, n_head_kv, std::make_unique<cuda::cuda_rows>(store, pages, l, n));
+        l.configure(n_head, n_head_kv, std::make_unique<cuda::cuda_rows>(l.cache->limit, store, pages, l, n));
         return true;
     }
     if (!accept_portable(l, n_head / n_head_kv, reason)) {
         return false;
     }
-    l.configure(n_head, n_head_kv, std::make_unique<device_rows>(inner_backend(l.device), l.k.format, l.v.format, n, l.n_cells, l.il));
+    l.configure(n_head, n_head_kv, std::make_unique<device_rows>(l.cache->limit, inner_backend(l.device), l.k.format, l.v.format, n, l.n_cells, l.il));
     return true;
 }
 

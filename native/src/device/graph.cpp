@@ -21,6 +21,8 @@ int64_t now_ns() {
 // Kvasir's kernels, and rows that the host cannot address
 static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
 
+static kvasir_cache & cache_of(const ggml_tensor * node) { return *side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache; }
+
 static void note_time(store_node & n, int64_t begin) {
     int64_t none = 0;
     n.begin_ns.compare_exchange_strong(none, begin, std::memory_order_relaxed);
@@ -171,9 +173,35 @@ const placement & store_graph::place(const layer & l, ggml_type type, const void
     return p;
 }
 
-// Slots for the tokens, and memory for them.
-void store_graph::append(layer & l, const placement & p, bool is_k) {
-    const bool in_order = is_k && l.in_order(p);
+// the indices of a SET_ROWS
+const void * store_graph::cells_of(const ggml_tensor * node) {
+    const layer & l     = *side_of(node)->owner;
+    const void *  cells = l.configured() ? host_data(node->src[1]) : nullptr;
+    if (!cells) {
+        throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", l.il));
+    }
+    return cells;
+}
+
+// Either all layers of the graph take memory or none does: tokens that would exceed the cache's limit leave the room to fewer.
+void store_graph::require_room(const ggml_cgraph * graph) {
+    cache_of(graph->nodes[over_store_.front()]).require_room([&] {
+        size_t more = 0;
+        for (int i : over_store_) {
+            const ggml_tensor * node = graph->nodes[i];
+            if (node->op == GGML_OP_SET_ROWS && side_of(node)->is_k) { // V has the same slots
+                const layer &     l = *side_of(node)->owner;
+                const placement & p = place(l, node->src[1]->type, cells_of(node), node->src[0]->ne[1]);
+                count_slots(l, p, l.in_order(p));
+                more += l.rows->growth(wanted_.data());
+            }
+        }
+        return more;
+    });
+}
+
+// wanted_: the slots that the heads will have
+void store_graph::count_slots(const layer & l, const placement & p, bool in_order) {
     wanted_.resize(l.heads.size());
     for (size_t h = 0; h < wanted_.size(); h++) {
         wanted_[h] = l.heads[h].n + (in_order ? p.count[h / (size_t) l.n_head_kv] : 0);
@@ -184,6 +212,12 @@ void store_graph::append(layer & l, const placement & p, bool is_k) {
             wanted_[index] += l.slot_plus_1[index][p.cell[i]] == 0;
         }
     }
+}
+
+// Slots for the tokens, and memory for them.
+void store_graph::append(layer & l, const placement & p, bool is_k) {
+    const bool in_order = is_k && l.in_order(p);
+    count_slots(l, p, in_order);
     l.rows->reserve(wanted_.data());
     l.placed = &p;
     if (!in_order) {
@@ -214,10 +248,7 @@ void store_graph::prepare_append(ggml_tensor * node) {
     layer &             l   = *s->owner;
     const ggml_tensor * idx = node->src[1];
     const int64_t       n   = node->src[0]->ne[1];
-    const void *        cells = l.configured() ? host_data(idx) : nullptr;
-    if (!cells) {
-        throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", l.il));
-    }
+    const void *        cells = cells_of(node);
     // a model without rotary positions (ALiBi, learned positions) fills the cells of its one sequence in order
     const ggml_tensor * rope      = s->is_k ? find_positions(node->src[0], 8) : nullptr;
     const auto *        positions = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= n ? (const int32_t *) host_data(rope) : nullptr;
@@ -359,9 +390,10 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     }
     ggml_status status = GGML_STATUS_FAILED;
     try {
+        require_room(graph);
         for (int i : over_store_) {
             ggml_tensor * node = graph->nodes[i];
-            side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache->report_failure();
+            cache_of(node).report_failure();
             if (node->op == GGML_OP_SET_ROWS) {
                 prepare_append(node);
             } else {

@@ -63,6 +63,9 @@ private:
     store_node & next();
     const void * host_data(const ggml_tensor * t);
     const placement & place(const layer & l, ggml_type type, const void * cells, int64_t n);
+    const void * cells_of(const ggml_tensor * node);
+    void require_room(const ggml_cgraph * graph);
+    void count_slots(const layer & l, const placement & p, bool in_order);
     void append(layer & l, const placement & p, bool is_k);
     void write_placed();
     void prepare_append(ggml_tensor * node);

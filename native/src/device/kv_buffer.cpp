@@ -113,6 +113,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
                 wanted[(size_t) index] += l.slot_plus_1[(size_t) index][cell + i] == 0 && !is_evicted((const char *) data + at + (size_t) i * stride, row_bytes);
             }
         });
+        l.cache->require_room([&] { return l.rows->growth(wanted.data()); });
         l.rows->reserve(wanted.data());
         std::vector<char> run; // rows of consecutive slots
         for_each_part(r, [&](int index, int32_t cell, int32_t count, size_t at) {

@@ -131,7 +131,19 @@ void layer::cancel_append() {
         while (h.n > before_[i]) {
             slot_plus_1[i][h.cell[--h.n]] = 0;
         }
+        if (touched_[i] > h.n) {
+            release_tail((int) i);
+        }
     }
+}
+
+void layer::trim() {
+    for (size_t i = 0; i < heads.size(); i++) {
+        if (touched_[i] > heads[i].n) {
+            release_tail((int) i);
+        }
+    }
+    rows->trim();
 }
 
 void layer::release_tail(int index) {
@@ -244,6 +256,7 @@ void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
         head_store &       y = heads[b];
         if (is_k) { // V follows into the same slots
             wanted[(size_t) b] = x.n;
+            cache->require_room([&] { return rows->growth(wanted.data()); });
             rows->reserve(wanted.data());
             for (int32_t i = 0; i < y.n; i++) {
                 slot_plus_1[b][y.cell[i]] = 0;

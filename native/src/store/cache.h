@@ -6,6 +6,7 @@
 #include "../attention/attention.h"
 #include "../platform/memory.h"
 #include "ggml-backend.h"
+#include "memory_limit.h"
 #include "row_memory.h"
 #include "rows.h"
 
@@ -76,7 +77,7 @@ struct layer {
     void    append(const placement & p);
     void    write_placed();
     int32_t slots_before(int index) const { return before_[(size_t) index]; } // the graph that appends
-    // An append may fail: cancel_append takes back the slots that heads got since begin_append.
+    // An append may fail: cancel_append takes back the slots that heads got since begin_append, and their memory.
     void    begin_append();
     void    cancel_append();
     void    keep(int index, const int32_t * slots, int32_t n_slots); // ascending, distinct, in range
@@ -84,6 +85,7 @@ struct layer {
     void    truncate(int32_t stream, int32_t first_cell);
     void    clear();
     void    copy_stream(int32_t from, int32_t to, bool is_k);
+    void    trim();                                          // returns memory that waits for slots to come
     size_t  resident_bytes() const;
 
     void    start_sums(const statistic & stat);
@@ -107,6 +109,7 @@ private:
 
 // The store of one llama_context.
 struct kvasir_cache {
+    kvasir::memory_limit limit; // outlives the layers, which report to it
     std::vector<std::unique_ptr<kvasir::layer>> layers; // ascending by il once the context is made
     kvasir_attention attention = KVASIR_ATTENTION_NATIVE; // what was asked for
 
@@ -127,13 +130,29 @@ struct kvasir_cache {
     std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::cuda::cuda_store>> gpus; // what its layers on one GPU share
 
     std::atomic<int64_t> attention_ns{0}, append_ns{0};
-    int64_t graphs = 0, graph_ns = 0, prepare_ns = 0;
+    int64_t graphs = 0, graph_ns = 0, prepare_ns = 0, captures = 0;
 
     kvasir::layer & layer_at(int32_t index) const;                              // checked
     int             head_at(const kvasir::layer & l, int32_t stream, int32_t head) const; // checked
     kvasir::layer & layer_of(int32_t il, bool swa, const ggml_tensor * tensor, ggml_backend_dev_t device); // found or made
 
     void            report_failure();                                           // throws it, once
+
+    // Throws where the limit does not allow what growth() returns, the bytes by which several row memories are about to
+    // grow; none of them has taken anything then. growth() is asked again after what is held in reserve has been returned.
+    template <typename F> void require_room(F && growth) {
+        if (!limit.is_set()) {
+            return;
+        }
+        limit.tight = false;
+        if (!limit.allows(growth())) {
+            limit.tight = true;
+            for (auto & l : layers) {
+                l->trim();
+            }
+            limit.require(growth());
+        }
+    }
 
     kvasir::statistic statistic_of(const kvasir::layer & l) const;
     void start_statistic(const kvasir_statistic_params & params);

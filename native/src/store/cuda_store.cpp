@@ -258,8 +258,8 @@ void cuda_store::flush() {
 
 // ---- the rows of a layer ----
 
-cuda_rows::cuda_rows(std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads)
-    : store_(std::move(store)), format_(format), layer_(l), stride_(pages_for(l.n_cells)), table_((size_t) n_heads * (size_t) stride_, 0),
+cuda_rows::cuda_rows(memory_limit & limit, std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads)
+    : row_memory(limit), store_(std::move(store)), format_(format), layer_(l), stride_(pages_for(l.n_cells)), table_((size_t) n_heads * (size_t) stride_, 0),
       held_((size_t) n_heads, 0), queued_((size_t) n_heads, NOTHING), moves_((size_t) n_heads), exact_((size_t) n_heads, 0), unlabelled_((size_t) n_heads, 0) {
     current_context current(store_->device_.primary());
     device_table_.reserve(table_.size() * sizeof(int32_t));
@@ -291,7 +291,16 @@ layer_pages cuda_rows::pages() const {
     return p;
 }
 
+size_t cuda_rows::growth(const int32_t * n) {
+    int32_t pages = 0;
+    for (int head = 0; head < n_heads(); head++) {
+        pages += std::max(0, pages_for(n[head]) - held_[(size_t) head]);
+    }
+    return (size_t) pages * format_.bytes;
+}
+
 void cuda_rows::reserve(const int32_t * n) {
+    limit().require(growth(n));
     auto & set = store_->pages_.at(format_.bytes);
     std::vector<std::pair<int, int32_t>> taken; // head, pages before
     current_context current(store_->device_.primary());
@@ -305,6 +314,7 @@ void cuda_rows::reserve(const int32_t * n) {
             while (held_[(size_t) head] < wanted) {
                 const int32_t page  = set.pool->take();
                 const int32_t index = held_[(size_t) head]++;
+                set_row_bytes(row_bytes() + format_.bytes);
                 const size_t  entry = (size_t) head * stride_ + index;
                 set.owners.resize(std::max(set.owners.size(), (size_t) page + 1));
                 set.owners[(size_t) page] = {this, head, index};
@@ -325,6 +335,13 @@ void cuda_rows::give_back(int head, int32_t pages) {
     auto & set = store_->pages_.at(format_.bytes);
     while (held_[(size_t) head] > pages) {
         set.pool->give_back(table_[(size_t) head * stride_ + --held_[(size_t) head]]);
+        set_row_bytes(row_bytes() - format_.bytes);
+    }
+}
+
+void cuda_rows::trim() {
+    for (int head = 0; head < n_heads(); head++) {
+        give_back(head, pages_for(layer_.heads[(size_t) head].n));
     }
 }
 
@@ -461,13 +478,7 @@ void cuda_rows::label() {
 
 void cuda_rows::flush() { store_->flush(); }
 
-size_t cuda_rows::resident_bytes() const {
-    size_t bytes = sums_.size();
-    for (int32_t pages : held_) {
-        bytes += (size_t) pages * format_.bytes;
-    }
-    return bytes;
-}
+size_t cuda_rows::resident_bytes() const { return row_bytes() + sums_.size(); }
 
 bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
     fetch("store_value_norms", head, SIDE_V, first, n, norms, sizeof(float));

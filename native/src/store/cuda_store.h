@@ -118,10 +118,12 @@ private:
 class cuda_rows final : public row_memory {
 public:
     // l: the layer whose rows these are; its books are read when cells have to be brought to the device
-    cuda_rows(std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads);
+    cuda_rows(memory_limit & limit, std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads);
     ~cuda_rows() override;
 
     void   reserve(const int32_t * n) override;
+    size_t growth(const int32_t * n) override;
+    void   trim() override;
     void   keep(int head, const int32_t * slots, int32_t n, int32_t n_before) override;
     void   move(int head, int32_t from, int32_t to) override;
     void   release(int head, int32_t n) override;

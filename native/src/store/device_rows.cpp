@@ -34,8 +34,8 @@ static void copy_bytes(const place & from, const place & to, size_t size) {
     llama().ggml_backend_tensor_copy(&src, &dst);
 }
 
-device_rows::device_rows(ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
-    : backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), work_((size_t) n_heads) {
+device_rows::device_rows(memory_limit & limit, ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
+    : row_memory(limit), backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), work_((size_t) n_heads) {
     k_.format = k;
     v_.format = v;
     for (side_memory * s : {&k_, &v_}) {
@@ -73,23 +73,31 @@ int32_t device_rows::source(int head, int32_t slot) const {
     return slot;
 }
 
-device_rows::side_memory device_rows::allocate(const row_format & format, const std::vector<int32_t> & capacity) const {
+size_t device_rows::lay_out(const row_format & format, const std::vector<int32_t> & capacity, std::vector<size_t> * offset) const {
     // kernels of some backends read past the last row of a quantised matrix
     constexpr size_t spare = 4096;
     ggml_backend_dev_t         device    = backend_->device;
     ggml_backend_buffer_type_t type      = device->iface.get_buffer_type(device);
     const size_t               alignment = type->iface.get_alignment(type);
-    side_memory s;
-    s.format = format;
     size_t size = 0;
     for (int32_t n : capacity) {
-        s.offset.push_back(size);
+        if (offset) {
+            offset->push_back(size);
+        }
         size += ((size_t) n * format.row_bytes + alignment - 1) / alignment * alignment;
     }
+    return size == 0 ? 0 : size + spare;
+}
+
+device_rows::side_memory device_rows::allocate(const row_format & format, const std::vector<int32_t> & capacity) const {
+    ggml_backend_dev_t device = backend_->device;
+    side_memory s;
+    s.format = format;
+    const size_t size = lay_out(format, capacity, &s.offset);
     if (size == 0) {
         return s;
     }
-    s.buffer = allocate_buffer(device, size + spare);
+    s.buffer = allocate_buffer(device, size);
     if (!s.buffer) {
         throw error(KVASIR_OUT_OF_MEMORY, kvasir::format("%s has no room for %.1f MiB of KV cache of layer %d: evict tokens, or use a smaller context or KV type",
                                                          device->iface.get_name(device), (double) size / (1 << 20), il_));
@@ -98,15 +106,32 @@ device_rows::side_memory device_rows::allocate(const row_format & format, const 
     return s;
 }
 
-void device_rows::reserve(const int32_t * n) {
-    flush();
+std::vector<int32_t> device_rows::capacity_for(const int32_t * n) const {
     std::vector<int32_t> wanted = capacity_;
     for (size_t i = 0; i < wanted.size(); i++) {
         if (n[i] > wanted[i]) { // an eighth more than is needed, so that a long head is not copied at every step
-            const int32_t spare = n[i] / 8 / SLOTS_MULTIPLE * SLOTS_MULTIPLE;
+            const int32_t spare = limit().tight ? 0 : n[i] / 8 / SLOTS_MULTIPLE * SLOTS_MULTIPLE;
             wanted[i] = std::max(rounded(n[i]), std::min(rounded(n[i]) + spare, rounded(n_cells_)));
         }
     }
+    return wanted;
+}
+
+// The buffer that is left when its rows have moved does not count: it is gone before the next layer moves, and a cache at
+// its limit must be able to move into smaller buffers.
+size_t device_rows::growth(const int32_t * n) {
+    flush();
+    const std::vector<int32_t> wanted = capacity_for(n);
+    if (wanted == capacity_) {
+        return 0;
+    }
+    const auto bytes = [&](const std::vector<int32_t> & capacity) { return lay_out(k_.format, capacity, nullptr) + lay_out(v_.format, capacity, nullptr); };
+    return bytes(wanted) - bytes(capacity_);
+}
+
+void device_rows::reserve(const int32_t * n) {
+    limit().require(growth(n));
+    const std::vector<int32_t> wanted = capacity_for(n);
     if (wanted != capacity_) {
         settle_moves(false);
         rebuild(wanted);
@@ -157,6 +182,7 @@ void device_rows::clear() {
     for (side_memory * s : {&k_, &v_}) {
         s->buffer.reset();
     }
+    set_row_bytes(0);
     std::fill(capacity_.begin(), capacity_.end(), 0);
     std::fill(used_.begin(), used_.end(), 0);
     std::fill(work_.begin(), work_.end(), work());
@@ -179,6 +205,18 @@ void device_rows::flush() {
     if (!wasteful(fitting) && !any_whole()) {
         return; // moves give no memory back: they wait for the next graph
     }
+    shrink(fitting);
+}
+
+void device_rows::trim() {
+    std::vector<int32_t> fitting;
+    wasteful(fitting);
+    if (fitting != capacity_) {
+        shrink(fitting);
+    }
+}
+
+void device_rows::shrink(const std::vector<int32_t> & fitting) {
     settle_moves(false);
     try {
         rebuild(fitting);
@@ -204,6 +242,7 @@ void device_rows::rebuild(const std::vector<int32_t> & capacity) {
     k_        = std::move(k);
     v_        = std::move(v);
     capacity_ = capacity;
+    set_row_bytes((k_.buffer ? k_.buffer->size : 0) + (v_.buffer ? v_.buffer->size : 0));
     std::fill(work_.begin(), work_.end(), work());
 }
 
@@ -348,10 +387,6 @@ void device_rows::write(bool is_k, int head, int32_t first, int32_t n, const cha
     const size_t row_bytes = of(is_k).format.row_bytes, size = (size_t) n * row_bytes;
     ggml_tensor  t = bytes_at(rows(is_k, head) + (size_t) first * row_bytes, size);
     t.buffer->iface.set_tensor(t.buffer, &t, from, 0, size);
-}
-
-size_t device_rows::resident_bytes() const {
-    return (k_.buffer ? k_.buffer->size : 0) + (v_.buffer ? v_.buffer->size : 0);
 }
 
 } // namespace kvasir

@@ -15,9 +15,11 @@ namespace kvasir {
 class device_rows : public row_memory {
 public:
     // il: the model's layer, for messages. The backend must live as long as anything but the destructor is called.
-    device_rows(ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il);
+    device_rows(memory_limit & limit, ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il);
 
     void   reserve(const int32_t * n) override;
+    size_t growth(const int32_t * n) override;
+    void   trim() override;
     void   keep(int head, const int32_t * slots, int32_t n, int32_t n_before) override;
     void   move(int head, int32_t from, int32_t to) override;
     void   release(int head, int32_t n) override;
@@ -26,7 +28,6 @@ public:
     void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override;
-    size_t resident_bytes() const override;
 
     // Single moves that are put off, as nodes; false where the backend has none for such rows. settle_moves(true) when
     // these were computed; settle_moves(false) carries the moves out one by one.
@@ -65,9 +66,12 @@ private:
     const side_memory & of(bool is_k) const { return is_k ? k_ : v_; }
     bool    any_whole() const;
     int32_t source(int head, int32_t slot) const;
+    size_t  lay_out(const row_format & format, const std::vector<int32_t> & capacity, std::vector<size_t> * offset) const; // bytes of the buffer
     side_memory allocate(const row_format & format, const std::vector<int32_t> & capacity) const; // throws
+    std::vector<int32_t> capacity_for(const int32_t * n) const;
     void    settle(); // all that is put off
     void    rebuild(const std::vector<int32_t> & capacity);
+    void    shrink(const std::vector<int32_t> & fitting);
     void    gather(const side_memory & from, const side_memory & to) const;
     void    gather_on_host(const row_format & format, const place & from, const place & to, const std::vector<int32_t> & order) const;
     void    keep_in_place();

@@ -7,7 +7,8 @@
 
 namespace kvasir {
 
-host_rows::host_rows(const row_format & k, const row_format & v, int n_heads, int32_t n_cells) : touched_((size_t) n_heads, 0) {
+host_rows::host_rows(memory_limit & limit, const row_format & k, const row_format & v, int n_heads, int32_t n_cells)
+    : row_memory(limit), touched_((size_t) n_heads, 0), room_((size_t) n_heads, 0) {
     k_.format = k;
     v_.format = v;
     for (side_memory * s : {&k_, &v_}) {
@@ -21,10 +22,33 @@ char * host_rows::host(bool is_k, int head) const {
     return s.memory.data() + (size_t) head * s.head_bytes;
 }
 
+size_t host_rows::bytes(int32_t n) const { return whole_pages(rows_bytes(k_.format, n)) + whole_pages(rows_bytes(v_.format, n)); }
+
+// From here on the memory of n slots of the head counts as in use.
+void host_rows::touch(size_t head, int32_t n) {
+    set_row_bytes(row_bytes() + bytes(n) - bytes(touched_[head]));
+    touched_[head] = n;
+    room_[head]    = std::min(rows_fitting(k_.format, whole_pages(rows_bytes(k_.format, n))), rows_fitting(v_.format, whole_pages(rows_bytes(v_.format, n))));
+}
+
+// a token brings a new page now and then only
+size_t host_rows::growth(const int32_t * n) {
+    size_t more = 0;
+    for (size_t i = 0; i < touched_.size(); i++) {
+        more += n[i] > room_[i] ? bytes(n[i]) - bytes(touched_[i]) : 0;
+    }
+    return more;
+}
+
 // pages come with the first touch
 void host_rows::reserve(const int32_t * n) {
+    limit().require(growth(n));
     for (size_t i = 0; i < touched_.size(); i++) {
-        touched_[i] = std::max(touched_[i], n[i]);
+        if (n[i] > room_[i]) {
+            touch(i, n[i]);
+        } else {
+            touched_[i] = std::max(touched_[i], n[i]);
+        }
     }
 }
 
@@ -43,11 +67,13 @@ void host_rows::release(int head, int32_t n) {
         char * base = host(is_k, head);
         memory_release(base + whole_pages(rows_bytes(of(is_k).format, n)), base + whole_pages(rows_bytes(of(is_k).format, touched_[(size_t) head])));
     }
-    touched_[(size_t) head] = n;
+    touch((size_t) head, n);
 }
 
 void host_rows::clear() {
     std::fill(touched_.begin(), touched_.end(), 0);
+    std::fill(room_.begin(), room_.end(), 0);
+    set_row_bytes(0);
     for (const side_memory * s : {&k_, &v_}) {
         memory_release(s->memory.data(), s->memory.data() + s->memory.size());
     }
@@ -55,7 +81,9 @@ void host_rows::clear() {
 
 void host_rows::copy(int from, int to, int32_t n, bool is_k) {
     memcpy(host(is_k, to), host(is_k, from), rows_bytes(of(is_k).format, n));
-    touched_[(size_t) to] = std::max(touched_[(size_t) to], n);
+    if (n > touched_[(size_t) to]) {
+        touch((size_t) to, n);
+    }
 }
 
 void host_rows::read(bool is_k, int head, int32_t first, int32_t n, char * rows) {
@@ -67,14 +95,6 @@ void host_rows::write(bool is_k, int head, int32_t first, int32_t n, const char 
     for (int32_t i = 0; i < n; i++) {
         rows_set(f, host(is_k, head), first + i, rows + (size_t) i * f.row_bytes);
     }
-}
-
-size_t host_rows::resident_bytes() const {
-    size_t bytes = 0;
-    for (int32_t n : touched_) {
-        bytes += whole_pages(rows_bytes(k_.format, n)) + whole_pages(rows_bytes(v_.format, n));
-    }
-    return bytes;
 }
 
 } // namespace kvasir

@@ -10,9 +10,10 @@ namespace kvasir {
 
 class host_rows : public row_memory {
 public:
-    host_rows(const row_format & k, const row_format & v, int n_heads, int32_t n_cells); // throws std::bad_alloc
+    host_rows(memory_limit & limit, const row_format & k, const row_format & v, int n_heads, int32_t n_cells); // throws std::bad_alloc
 
     void   reserve(const int32_t * n) override;
+    size_t growth(const int32_t * n) override;
     void   keep(int head, const int32_t * slots, int32_t n, int32_t n_before) override;
     void   move(int head, int32_t from, int32_t to) override;
     void   release(int head, int32_t n) override;
@@ -21,7 +22,6 @@ public:
     void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override {}
-    size_t resident_bytes() const override;
     char * host(bool is_k, int head) const override;
 
 private:
@@ -32,8 +32,11 @@ private:
     };
     side_memory          k_, v_;
     std::vector<int32_t> touched_; // [head] slots whose memory is in use, held or not
+    std::vector<int32_t> room_;    // [head] slots that fit into the pages of these
 
     const side_memory & of(bool is_k) const { return is_k ? k_ : v_; }
+    size_t bytes(int32_t n) const; // whole pages
+    void   touch(size_t head, int32_t n);
 };
 
 } // namespace kvasir

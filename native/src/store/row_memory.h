@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../attention/attention.h"
+#include "memory_limit.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -13,10 +14,18 @@ namespace kvasir {
 
 class row_memory {
 public:
-    virtual ~row_memory() = default;
+    explicit row_memory(memory_limit & limit) : limit_(limit) {}
+    virtual ~row_memory() { set_row_bytes(0); }
+    row_memory(const row_memory &) = delete;
+    row_memory & operator=(const row_memory &) = delete;
 
-    // Room for slots [0, n[head]) of every head. Throws kvasir::error (KVASIR_OUT_OF_MEMORY) and then leaves all as it was.
+    // Room for slots [0, n[head]) of every head. Throws kvasir::error (KVASIR_OUT_OF_MEMORY), also where the cache's limit
+    // leaves none, and then leaves all as it was.
     virtual void reserve(const int32_t * n) = 0;
+    // The bytes that reserve(n) would add to row_bytes().
+    virtual size_t growth(const int32_t * n) = 0;
+    // Gives back what is held in reserve, when the limit leaves room for nothing else.
+    virtual void trim() {}
     // Keeps the given slots (ascending) of n_before, in their order. Memory goes back with the release that follows.
     virtual void keep(int head, const int32_t * slots, int32_t n, int32_t n_before) = 0;
     // slot from, the last one, replaces slot to
@@ -31,7 +40,8 @@ public:
     virtual void write(bool is_k, int head, int32_t first, int32_t n, const char * rows) = 0;
     // Carries out what keep, move and release may have put off; everything else does so by itself.
     virtual void flush() = 0;
-    virtual size_t resident_bytes() const = 0;
+    size_t row_bytes() const { return row_bytes_; }                  // of memory that K and V occupy
+    virtual size_t resident_bytes() const { return row_bytes_; }     // and the statistic, where it lies here
 
     // What a device accumulates by itself. false: the layer does it, on the host.
     virtual bool start_sums(const statistic & stat) { return false; }
@@ -44,6 +54,17 @@ public:
 
     // the rows of a head where the host can address them in the layer's row_format, else nullptr; never changes
     virtual char * host(bool is_k, int head) const { return nullptr; }
+
+protected:
+    const memory_limit & limit() const { return limit_; }
+    void set_row_bytes(size_t bytes) {
+        limit_.changed(row_bytes_, bytes);
+        row_bytes_ = bytes;
+    }
+
+private:
+    memory_limit & limit_;
+    size_t         row_bytes_ = 0;
 };
 
 } // namespace kvasir

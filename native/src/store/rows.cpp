@@ -62,6 +62,10 @@ size_t rows_bytes(const row_format & f, int32_t n) {
     return f.tiled ? (size_t) ((n + rows_tile - 1) / rows_tile) * tile_bytes(f) : (size_t) n * f.row_bytes;
 }
 
+int32_t rows_fitting(const row_format & f, size_t bytes) {
+    return (int32_t) (f.tiled ? bytes / tile_bytes(f) * rows_tile : bytes / f.row_bytes);
+}
+
 void rows_write(const row_format & f, char * base, int32_t slot, const float * src) {
     if (f.tiled) {
         uint16_t * dst = tiled_row(f, base, slot);

@@ -31,6 +31,8 @@ row_format rows_format(ggml_type type, int32_t dim, bool tiled);
 
 // bytes that n slots occupy (whole tiles when tiled)
 size_t rows_bytes(const row_format & f, int32_t n);
+// slots that fit into so many bytes
+int32_t rows_fitting(const row_format & f, size_t bytes);
 
 // writes slot from dim floats
 void rows_write(const row_format & f, char * base, int32_t slot, const float * src);

@@ -552,6 +552,7 @@ bool cuda_graph::capture(ggml_cgraph * graph) {
     }
     captured_uid_       = graph->uid;
     captured_addresses_ = store_->addresses();
+    operations_.front().l->cache->captures++;
     return true;
 }
 

@@ -56,8 +56,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
 
   /**
    * The pieces. {@link Iterator#hasNext()} generates until there is text or the reply ends; both it
-   * and {@link Iterator#next()} throw {@link DecodeException} when llama.cpp fails, and {@link
-   * SessionStateException} as the session's methods do.
+   * and {@link Iterator#next()} throw {@link DecodeException} when llama.cpp fails or {@link
+   * SessionOptions#cacheMemoryLimit()} leaves no room, and {@link SessionStateException} as the
+   * session's methods do. The reply has ended then; what was generated stays in the conversation.
    *
    * @throws SessionStateException at the second call
    */

@@ -56,9 +56,11 @@ public final class Session implements AutoCloseable {
 
   Session(Model owner, NativeModel model, SessionOptions options) {
     if (!model.adaptive()
-        && (options.profile() != null || !(options.cachePolicy() instanceof Full))) {
+        && (options.profile() != null
+            || options.cacheMemoryLimit() != 0
+            || !(options.cachePolicy() instanceof Full))) {
       throw new InvalidOptionException(
-          "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full() and no profile.");
+          "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full(), no profile and no cacheMemoryLimit.");
     }
     this.owner = owner;
     this.model = model;
@@ -221,7 +223,8 @@ public final class Session implements AutoCloseable {
    * tokens are a prefill, a single one is a decode step.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
-   * @throws DecodeException if llama.cpp fails; the session is as it was before
+   * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
+   *     leaves no room; the session is as it was before
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
   public void evaluate(int... tokens) {
@@ -243,7 +246,8 @@ public final class Session implements AutoCloseable {
    * the policy is applied at the end.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
-   * @throws DecodeException if llama.cpp fails; the session is as it was before
+   * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
+   *     leaves no room; the session is as it was before
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
   public void evaluateAllLogits(int[] tokens, LogitsConsumer consumer) {

@@ -76,9 +76,12 @@ public final class SessionGroup implements AutoCloseable {
 
   private static void requireKnownChoice(NativeModel model, SessionOptions options) {
     CachePolicy policy = options.cachePolicy();
-    if (!model.adaptive() && (options.profile() != null || !(policy instanceof Full))) {
+    if (!model.adaptive()
+        && (options.profile() != null
+            || options.cacheMemoryLimit() != 0
+            || !(policy instanceof Full))) {
       throw new InvalidOptionException(
-          "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full() and no profile.");
+          "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full(), no profile and no cacheMemoryLimit.");
     }
     if (options.profile() == null && policy instanceof FastGen) {
       throw new InvalidOptionException(
@@ -105,7 +108,8 @@ public final class SessionGroup implements AutoCloseable {
    * Appends a prompt to one sequence; the others stay as they are.
    *
    * @throws ContextFullException if it does not fit; nothing of it is decoded then
-   * @throws DecodeException if llama.cpp fails; the sequence is as it was before
+   * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
+   *     leaves no room; the sequence is as it was before
    * @throws IllegalArgumentException if there are no tokens, or an id is not in the vocabulary
    */
   public synchronized void prefill(int sequence, int... tokens) {
@@ -147,7 +151,8 @@ public final class SessionGroup implements AutoCloseable {
    *
    * @param tokens the next one of every sequence
    * @throws ContextFullException if a sequence is full; nothing is decoded then
-   * @throws DecodeException if llama.cpp fails; the sequences are as they were before
+   * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
+   *     leaves no room; the sequences are as they were before
    * @throws IllegalArgumentException if there is not one token for each, or an id is not in the
    *     vocabulary
    */

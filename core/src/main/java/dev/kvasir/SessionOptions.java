@@ -25,6 +25,10 @@ import org.jspecify.annotations.Nullable;
  * @param cachePolicy what each KV head keeps
  * @param profile of an earlier prompt: its choice and its policy take the place of {@code
  *     cachePolicy}; null: none
+ * @param cacheMemoryLimit most bytes that keys and values of the adaptive cache may occupy, on all
+ *     devices together and for all sequences of a {@link SessionGroup}; 0: no limit. Whole pages or
+ *     device buffers count. A prompt is held whole until the policy has seen it. Tokens for which
+ *     the limit leaves no room are a {@link DecodeException}
  * @param attention code that computes attention over the adaptive cache
  * @param flashAttention llama.cpp's flash attention, or its plain one; only for models loaded
  *     without the adaptive cache, which always takes the place of flash attention
@@ -44,6 +48,7 @@ public record SessionOptions(
     int maxTokens,
     CachePolicy cachePolicy,
     @Nullable Profile profile,
+    long cacheMemoryLimit,
     Attention attention,
     boolean flashAttention,
     @Nullable PrefillListener prefillListener) {
@@ -62,6 +67,7 @@ public record SessionOptions(
           0,
           CachePolicy.full(),
           null,
+          0,
           Attention.NATIVE,
           true,
           null);
@@ -74,6 +80,7 @@ public record SessionOptions(
     range(threads >= 0 && threads <= 512, "threads", threads);
     range(batchThreads >= 0 && batchThreads <= 512, "batchThreads", batchThreads);
     range(maxTokens >= 0, "maxTokens", maxTokens);
+    range(cacheMemoryLimit >= 0, "cacheMemoryLimit", cacheMemoryLimit);
     Objects.requireNonNull(keyType, "keyType");
     Objects.requireNonNull(valueType, "valueType");
     Objects.requireNonNull(sampling, "sampling");
@@ -86,7 +93,7 @@ public record SessionOptions(
     }
   }
 
-  private static void range(boolean ok, String name, int value) {
+  private static void range(boolean ok, String name, long value) {
     if (!ok) {
       throw new IllegalArgumentException("SessionOptions." + name + " is out of range: " + value);
     }
@@ -116,6 +123,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -137,6 +145,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -158,6 +167,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -179,6 +189,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -200,6 +211,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -221,6 +233,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -242,6 +255,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -263,6 +277,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -284,6 +299,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -305,6 +321,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -331,6 +348,7 @@ public record SessionOptions(
         value,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -352,6 +370,7 @@ public record SessionOptions(
         maxTokens,
         value,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         prefillListener);
@@ -372,6 +391,29 @@ public record SessionOptions(
         stopSequences,
         maxTokens,
         cachePolicy,
+        value,
+        cacheMemoryLimit,
+        attention,
+        flashAttention,
+        prefillListener);
+  }
+
+  /** A copy with another {@link #cacheMemoryLimit()}. */
+  public SessionOptions withCacheMemoryLimit(long value) {
+    return new SessionOptions(
+        contextSize,
+        batchSize,
+        microBatchSize,
+        threads,
+        batchThreads,
+        keyType,
+        valueType,
+        sampling,
+        systemPrompt,
+        stopSequences,
+        maxTokens,
+        cachePolicy,
+        profile,
         value,
         attention,
         flashAttention,
@@ -394,6 +436,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         value,
         flashAttention,
         prefillListener);
@@ -415,6 +458,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         value,
         prefillListener);
@@ -436,6 +480,7 @@ public record SessionOptions(
         maxTokens,
         cachePolicy,
         profile,
+        cacheMemoryLimit,
         attention,
         flashAttention,
         value);

@@ -165,6 +165,7 @@ class BadInputTest {
     assertThrows(IllegalArgumentException.class, () -> options.withThreads(-1));
     assertThrows(IllegalArgumentException.class, () -> options.withBatchThreads(100_000));
     assertThrows(IllegalArgumentException.class, () -> options.withMaxTokens(-1));
+    assertThrows(IllegalArgumentException.class, () -> options.withCacheMemoryLimit(-1));
     assertThrows(IllegalArgumentException.class, () -> options.withStopSequences("a", ""));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withTopP(1.5f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withMinP(-0.1f));
@@ -173,6 +174,24 @@ class BadInputTest {
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withRepeatPenalty(0f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withSeed(1L << 32));
     assertThrows(IllegalArgumentException.class, () -> ModelOptions.defaults().withGpuLayers(-2));
+  }
+
+  @Test
+  void aLimitForACacheThatIsNotThere() {
+    SessionOptions options = TestModels.options().withCacheMemoryLimit(1 << 20);
+    InvalidOptionException refused =
+        assertThrows(InvalidOptionException.class, () -> TestModels.plain().newSession(options));
+    assertTrue(refused.getMessage().contains("cacheMemoryLimit"), refused.getMessage());
+  }
+
+  @Test
+  void aLimitBelowASingleToken() {
+    SessionOptions options = TestModels.options().withCacheMemoryLimit(1);
+    try (Session session = TestModels.adaptive().newSession(options)) {
+      DecodeException refused = assertThrows(DecodeException.class, () -> session.evaluate(5));
+      assertTrue(refused.getMessage().contains("limit"), refused.getMessage());
+      assertEquals(0, session.position());
+    }
   }
 
   @Test

@@ -16758,6 +16758,64 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_cache_limit {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_limit");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_limit(struct kvasir_cache *cache, int64_t bytes)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_limit$descriptor() {
+        return kvasir_cache_limit.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_limit(struct kvasir_cache *cache, int64_t bytes)
+     * }
+     */
+    public static MethodHandle kvasir_cache_limit$handle() {
+        return kvasir_cache_limit.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_limit(struct kvasir_cache *cache, int64_t bytes)
+     * }
+     */
+    public static MemorySegment kvasir_cache_limit$address() {
+        return kvasir_cache_limit.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_limit(struct kvasir_cache *cache, int64_t bytes)
+     * }
+     */
+    public static int kvasir_cache_limit(MemorySegment cache, long bytes) {
+        var mh$ = kvasir_cache_limit.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_cache_keep {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,

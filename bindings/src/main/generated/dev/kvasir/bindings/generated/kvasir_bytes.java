@@ -19,6 +19,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t kept_bytes;
  *     int64_t resident_bytes;
  *     int64_t full_bytes;
+ *     int64_t row_bytes;
  * }
  * }
  */
@@ -32,7 +33,8 @@ public class kvasir_bytes {
         NativeApi.C_LONG.withName("slots"),
         NativeApi.C_LONG.withName("kept_bytes"),
         NativeApi.C_LONG.withName("resident_bytes"),
-        NativeApi.C_LONG.withName("full_bytes")
+        NativeApi.C_LONG.withName("full_bytes"),
+        NativeApi.C_LONG.withName("row_bytes")
     ).withName("kvasir_bytes");
 
     /**
@@ -216,6 +218,50 @@ public class kvasir_bytes {
      */
     public static void full_bytes(MemorySegment struct, long fieldValue) {
         struct.set(full_bytes$LAYOUT, full_bytes$OFFSET, fieldValue);
+    }
+
+    private static final OfLong row_bytes$LAYOUT = (OfLong)$LAYOUT.select(groupElement("row_bytes"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int64_t row_bytes
+     * }
+     */
+    public static final OfLong row_bytes$layout() {
+        return row_bytes$LAYOUT;
+    }
+
+    private static final long row_bytes$OFFSET = $LAYOUT.byteOffset(groupElement("row_bytes"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int64_t row_bytes
+     * }
+     */
+    public static final long row_bytes$offset() {
+        return row_bytes$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int64_t row_bytes
+     * }
+     */
+    public static long row_bytes(MemorySegment struct) {
+        return struct.get(row_bytes$LAYOUT, row_bytes$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int64_t row_bytes
+     * }
+     */
+    public static void row_bytes(MemorySegment struct, long fieldValue) {
+        struct.set(row_bytes$LAYOUT, row_bytes$OFFSET, fieldValue);
     }
 
     /**

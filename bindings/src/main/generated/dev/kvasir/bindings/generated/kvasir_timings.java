@@ -20,6 +20,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t attention_ns;
  *     int64_t append_ns;
  *     int64_t prepare_ns;
+ *     int64_t captures;
  * }
  * }
  */
@@ -34,7 +35,8 @@ public class kvasir_timings {
         NativeApi.C_LONG.withName("graph_ns"),
         NativeApi.C_LONG.withName("attention_ns"),
         NativeApi.C_LONG.withName("append_ns"),
-        NativeApi.C_LONG.withName("prepare_ns")
+        NativeApi.C_LONG.withName("prepare_ns"),
+        NativeApi.C_LONG.withName("captures")
     ).withName("kvasir_timings");
 
     /**
@@ -262,6 +264,50 @@ public class kvasir_timings {
      */
     public static void prepare_ns(MemorySegment struct, long fieldValue) {
         struct.set(prepare_ns$LAYOUT, prepare_ns$OFFSET, fieldValue);
+    }
+
+    private static final OfLong captures$LAYOUT = (OfLong)$LAYOUT.select(groupElement("captures"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int64_t captures
+     * }
+     */
+    public static final OfLong captures$layout() {
+        return captures$LAYOUT;
+    }
+
+    private static final long captures$OFFSET = $LAYOUT.byteOffset(groupElement("captures"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int64_t captures
+     * }
+     */
+    public static final long captures$offset() {
+        return captures$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int64_t captures
+     * }
+     */
+    public static long captures(MemorySegment struct) {
+        return struct.get(captures$LAYOUT, captures$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int64_t captures
+     * }
+     */
+    public static void captures(MemorySegment struct, long fieldValue) {
+        struct.set(captures$LAYOUT, captures$OFFSET, fieldValue);
     }
 
     /**

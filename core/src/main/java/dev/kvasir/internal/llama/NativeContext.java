@@ -42,6 +42,7 @@ public final class NativeContext implements AutoCloseable {
   private final int capacity;
   private final int batchSize;
   private final int microBatchSize;
+  private final boolean limited;
 
   private final MemorySegment batch;
   private final MemorySegment tokens;
@@ -95,6 +96,11 @@ public final class NativeContext implements AutoCloseable {
             : Math.min(cells, options.contextSize());
     batchSize = NativeApi.llama_n_batch(context);
     microBatchSize = NativeApi.llama_n_ubatch(context);
+    limited = options.cacheMemoryLimit() > 0;
+    if (limited) {
+      // Fails for no valid option.
+      NativeApi.kvasir_cache_limit(cache, options.cacheMemoryLimit());
+    }
     stores =
         cache.address() == 0
             ? List.of()
@@ -315,9 +321,15 @@ public final class NativeContext implements AutoCloseable {
     llama_batch.n_tokens(batch, count);
     int status;
     ExitGuard.enter();
+    if (limited) {
+      NativeLog.trying(true);
+    }
     try {
       status = NativeApi.kvasir_decode(context, batch, result);
     } finally {
+      if (limited) {
+        NativeLog.trying(false);
+      }
       ExitGuard.leave();
     }
     int code = result.get(ValueLayout.JAVA_INT, 0);
@@ -329,6 +341,18 @@ public final class NativeContext implements AutoCloseable {
     }
     if (code == ABORTED) {
       return Outcome.ABORTED;
+    }
+    if (status == NativeApi.KVASIR_OUT_OF_MEMORY()) {
+      // What llama.cpp logged meanwhile says no more than that its graph failed.
+      NativeLog.clearErrors();
+      throw new DecodeException(
+          "There is no memory for "
+              + count
+              + " tokens from position "
+              + position
+              + " on: "
+              + NativeStatus.text(status)
+              + ".");
     }
     throw new DecodeException(
         "llama.cpp failed to decode "

@@ -75,6 +75,11 @@ final class NativeLog {
     ABORTING.set(now);
   }
 
+  /** Whether this thread is in a call whose failure becomes an exception and is no news. */
+  static void trying(boolean now) {
+    TRYING.set(now);
+  }
+
   private static MemorySegment channel(String name) {
     Channel channel = new Channel(System.getLogger(name));
     return ggml_log_callback.allocate(channel::accept, Arena.global());

@@ -30,15 +30,21 @@ final class NativeStatus {
     return "failed";
   }
 
+  /** Kvasir's own text about the last call of this thread that failed. */
+  static String text(int status) {
+    MemorySegment text = NativeApi.kvasir_last_error();
+    String own = text.address() == 0 ? "" : text.getString(0).strip();
+    return own.isEmpty() ? name(status) : own;
+  }
+
   /**
    * Why the last call of this thread failed: Kvasir's own text, then what llama.cpp logged as an
    * error meanwhile.
    */
   static String reason(int status) {
     List<String> parts = new ArrayList<>();
-    MemorySegment text = NativeApi.kvasir_last_error();
-    String own = text.address() == 0 ? "" : text.getString(0).strip();
-    parts.add(own.isEmpty() ? name(status) : own);
+    String own = text(status);
+    parts.add(own);
     for (String line : NativeLog.errors()) {
       if (!own.contains(line.strip())) {
         parts.add(line.strip());
