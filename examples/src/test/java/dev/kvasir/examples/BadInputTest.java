@@ -44,6 +44,10 @@ class BadInputTest {
         "chat --kv-budget 0.5 | 50%",
         "chat --kv-budget 120% | full cache",
         "chat --kv-budget lots | 512M",
+        "chat --kv-limit 50% | 512M",
+        "chat --kv-limit lots | 512M",
+        "chat --kv-limit -1 | --kv-limit",
+        "chat --kv-limit 0.5 | units",
         "chat --kv-recovery 2 | between 0 and 1",
         "chat --kv-local 7 | --kv-local",
         "chat --kv-recovery 0.9 --kv-budget 50% | exclude each other",
@@ -127,6 +131,14 @@ class BadInputTest {
         1,
         "context",
         CommandLineRun.onModel("", "chat", "-c", "256", "-p", "again and ".repeat(400)));
+  }
+
+  @Test
+  void tooLongForTheLimit() {
+    expect(
+        1,
+        "limit of 1.00 MiB",
+        CommandLineRun.onModel("", "chat", "--kv-limit", "1M", "-p", "again and ".repeat(100)));
   }
 
   @Test

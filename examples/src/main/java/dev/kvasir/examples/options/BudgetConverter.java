@@ -2,18 +2,14 @@ package dev.kvasir.examples.options;
 
 import dev.kvasir.cache.Target;
 import java.math.BigDecimal;
-import java.util.Locale;
 import java.util.regex.Pattern;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.TypeConversionException;
 
-/**
- * {@code 50%} of the full cache, or bytes: {@code 512M}, {@code 1.5GiB}, {@code 1000000}. Units are
- * binary.
- */
+/** {@code 50%} of the full cache, or bytes as {@link BytesConverter} takes them. */
 public final class BudgetConverter implements ITypeConverter<Target> {
   private static final Pattern FORM =
-      Pattern.compile("(\\d+(?:\\.\\d+)?)\\s*(%|([kmgt]?)(?:i?b)?)", Pattern.CASE_INSENSITIVE);
+      Pattern.compile("(\\d+(?:\\.\\d+)?)\\s*(%|[kmgt]?(?:i?b)?)", Pattern.CASE_INSENSITIVE);
 
   @Override
   public Target convert(String value) {
@@ -36,16 +32,10 @@ public final class BudgetConverter implements ITypeConverter<Target> {
               + number.movePointRight(2).stripTrailingZeros().toPlainString()
               + "% for a fraction of the full cache");
     }
-    int exponent =
-        form.group(3).isEmpty() ? 0 : 1 + "kmgt".indexOf(form.group(3).toLowerCase(Locale.ROOT));
-    var bytes = number.multiply(BigDecimal.valueOf(1L << (10 * exponent)));
-    if (bytes.compareTo(BigDecimal.valueOf(Long.MAX_VALUE)) > 0) {
-      throw wrong(value, "too large");
-    }
-    return Target.budgetBytes(bytes.longValue());
+    return Target.budgetBytes(new BytesConverter().convert(value));
   }
 
   private static TypeConversionException wrong(String value, String why) {
-    return new TypeConversionException("'" + value + "': " + why);
+    return BytesConverter.wrong(value, why);
   }
 }

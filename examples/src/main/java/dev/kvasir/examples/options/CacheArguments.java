@@ -48,6 +48,14 @@ public final class CacheArguments {
           "The heads share this part of the full cache, or so many bytes, in place of --kv-recovery.")
   private @Nullable Target budget;
 
+  @Option(
+      names = "--kv-limit",
+      paramLabel = "512M",
+      converter = BytesConverter.class,
+      description =
+          "Most memory that keys and values may occupy; what would exceed it fails. Default: no limit.")
+  private @Nullable Long limit;
+
   @Mixin private FastGenArguments fastgen;
 
   @Option(
@@ -62,12 +70,15 @@ public final class CacheArguments {
   public CacheArguments() {}
 
   /**
-   * Session options with the policy, and with the profile where one is to be used again.
+   * Session options with the policy and the limit, and with the profile where one is to be used
+   * again.
    *
    * @throws ParameterException if the options contradict each other
    * @throws dev.kvasir.ProfileException if the profile's file is no profile
    */
-  public SessionOptions over(SessionOptions options) {
+  public SessionOptions over(SessionOptions defaults) {
+    var options =
+        Given.over(command, defaults, limit, SessionOptions::withCacheMemoryLimit, "--kv-limit");
     if (recovery != null && budget != null) {
       throw contradiction(
           "--kv-recovery and --kv-budget exclude each other: both say how much is kept");
@@ -76,7 +87,7 @@ public final class CacheArguments {
     if (policy == Policy.FULL) {
       if (target != null || profile != null || fastgen.given()) {
         throw contradiction(
-            "--kv-policy full keeps everything: the other --kv options need --kv-policy fastgen");
+            "--kv-policy full keeps everything: the other --kv options, but for --kv-limit, need --kv-policy fastgen");
       }
       return options.withCachePolicy(CachePolicy.full());
     }

@@ -90,6 +90,16 @@ class CacheArgumentsTest {
   }
 
   @Test
+  void limits() {
+    assertEquals(0, parse().cache.over(SessionOptions.defaults()).cacheMemoryLimit());
+    for (var policy : new String[] {"full", "fastgen"}) {
+      var options =
+          parse("--kv-policy", policy, "--kv-limit", "1.5M").cache.over(SessionOptions.defaults());
+      assertEquals(3L << 19, options.cacheMemoryLimit());
+    }
+  }
+
+  @Test
   void llamaCppsNames() {
     var probe =
         parse(
