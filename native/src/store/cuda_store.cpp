@@ -337,6 +337,10 @@ void cuda_rows::give_back(int head, int32_t pages) {
         set.pool->give_back(table_[(size_t) head * stride_ + --held_[(size_t) head]]);
         set_row_bytes(row_bytes() - format_.bytes);
     }
+    // by the time that the moves are carried out the pages may be another head's
+    const int32_t            slots = held_[(size_t) head] * PAGE_SLOTS;
+    std::vector<move_item> & moves = moves_[(size_t) head];
+    moves.erase(std::remove_if(moves.begin(), moves.end(), [slots](const move_item & m) { return m.to >= slots; }), moves.end());
 }
 
 void cuda_rows::trim() {
@@ -386,8 +390,6 @@ void cuda_rows::move(int head, int32_t from, int32_t to) {
 }
 
 void cuda_rows::release(int head, int32_t n) {
-    std::vector<move_item> & moves = moves_[(size_t) head]; // a page that goes may be another head's by the time they are carried out
-    moves.erase(std::remove_if(moves.begin(), moves.end(), [n](const move_item & m) { return m.to >= n; }), moves.end());
     // a head in steady state appends a slot and drops one at every step: a page in reserve spares it coming and going
     const int32_t reserve = exact_[(size_t) head] ? 0 : 1;
     exact_[(size_t) head] = 0;
