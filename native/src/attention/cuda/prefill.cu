@@ -373,7 +373,7 @@ template <int D, int WARPS> __device__ __forceinline__ void run(const prefill_pa
                         seen = first <= pos_hi;
                         mixed |= last > pos_lo;
                     } else if (a.mask.data) {
-                        const uint32_t view = view_of(a, pc.stream, pc.first_head, group, pc.row0 / group, min(a.n_tokens, (pc.row0 + ROWS - 1) / group + 1), first, last, lane);
+                        const uint32_t view = view_by_warp(a, pc.stream, pc.first_head, group, pc.row0 / group, min(a.n_tokens, (pc.row0 + ROWS - 1) / group + 1), first, last, lane);
                         seen = view != VIEW_HIDDEN;
                         mixed |= view != VIEW_OPEN;
                     }

@@ -4,27 +4,6 @@
 namespace kvasir::cuda {
 namespace {
 
-// What a block of cells offers to tokens [t0, t1) of a query head, from mask_views; bounds of cells inclusive.
-__device__ __forceinline__ uint32_t view_bits(const attention_params & a, int32_t stream, int32_t query_head, int32_t t0, int32_t t1, int32_t cell_lo, int32_t cell_hi) {
-    const mask_params & m = a.mask;
-    if (cell_lo >= m.n_kv) {
-        return VIEW_HIDDEN;
-    }
-    if (!m.views) {
-        return VIEW_HIDDEN | VIEW_OPEN | VIEW_BIASED;
-    }
-    const int32_t cell_blocks = (m.n_kv + VIEW_CELLS - 1) / VIEW_CELLS, token_blocks = (a.n_tokens + VIEW_TOKENS - 1) / VIEW_TOKENS;
-    const uint8_t * const views = m.views + (size_t) (stream % m.n_stream * m.n_head + query_head % m.n_head) * token_blocks * cell_blocks;
-    const int32_t c0 = cell_lo / VIEW_CELLS, c1 = min(cell_hi, m.n_kv - 1) / VIEW_CELLS;
-    uint32_t bits = cell_hi >= m.n_kv ? VIEW_HIDDEN : 0;
-    for (int32_t b = t0 / VIEW_TOKENS; b <= (t1 - 1) / VIEW_TOKENS; b++) {
-        for (int32_t c = c0; c <= c1; c++) {
-            bits |= views[(size_t) b * cell_blocks + c];
-        }
-    }
-    return bits;
-}
-
 // how many bounds are <= distance; bound: the lane's own of the first 32
 __device__ __forceinline__ int32_t bucket_of(const statistic_params & p, int32_t n_bounds, int32_t bound, int32_t distance, int32_t lane) {
     int32_t b = __popc(__ballot_sync(~0u, bound <= distance));
@@ -228,7 +207,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
                             views_from   = chunk / 32 * 32;
                             views_member = member;
                             const int32_t t0 = (views_from + lane) * CHUNK;
-                            views = t0 < a.n_tokens ? view_bits(a, stream, first_head + member, t0, min(a.n_tokens, t0 + CHUNK), cell_lo, cell_hi) : VIEW_HIDDEN;
+                            views = t0 < a.n_tokens ? view_by_thread(a, stream, first_head + member, t0, min(a.n_tokens, t0 + CHUNK), cell_lo, cell_hi) : VIEW_HIDDEN;
                             __syncwarp();
                         }
                         const uint32_t view = __shfl_sync(~0u, views, chunk % 32);

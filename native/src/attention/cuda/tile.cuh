@@ -75,9 +75,10 @@ __device__ __forceinline__ const __half * mask_row(const mask_params & m, int32_
     return (const __half *) (m.data + token * m.token_bytes + query_head % m.n_head * m.head_bytes + stream % m.n_stream * m.stream_bytes);
 }
 
-// What a block of cells offers to tokens [t0, t1) of a KV head's group, from mask_views; one warp. bounds of cells inclusive.
-__device__ __forceinline__ uint32_t view_of(const attention_params & a, int32_t stream, int32_t first_head, int32_t group, int32_t t0, int32_t t1,
-                                            int32_t cell_lo, int32_t cell_hi, int32_t lane) {
+// What a block of cells offers to tokens [t0, t1) of n_head query heads, from mask_views; bounds of cells inclusive. The lookups are
+// every step-th from first on: a thread makes all of them, or a warp shares them.
+__device__ __forceinline__ uint32_t view_part(const attention_params & a, int32_t stream, int32_t first_head, int32_t n_head, int32_t t0, int32_t t1,
+                                              int32_t cell_lo, int32_t cell_hi, int32_t first, int32_t step) {
     const mask_params & m = a.mask;
     if (cell_lo >= m.n_kv) {
         return VIEW_HIDDEN;
@@ -87,12 +88,22 @@ __device__ __forceinline__ uint32_t view_of(const attention_params & a, int32_t 
     }
     const int32_t cell_blocks = (m.n_kv + VIEW_CELLS - 1) / VIEW_CELLS, token_blocks = (a.n_tokens + VIEW_TOKENS - 1) / VIEW_TOKENS;
     const int32_t c0 = cell_lo / VIEW_CELLS, nc = min(cell_hi, m.n_kv - 1) / VIEW_CELLS - c0 + 1;
-    const int32_t b0 = t0 / VIEW_TOKENS, nb = (t1 - 1) / VIEW_TOKENS - b0 + 1, nh = min(group, m.n_head);
+    const int32_t b0 = t0 / VIEW_TOKENS, nb = (t1 - 1) / VIEW_TOKENS - b0 + 1, nh = min(n_head, m.n_head);
     uint32_t bits = cell_hi >= m.n_kv ? VIEW_HIDDEN : 0;
-    for (int32_t i = lane; i < nc * nb * nh; i += 32) {
+    for (int32_t i = first; i < nc * nb * nh; i += step) {
         const int32_t c = i % nc, b = i / nc % nb, h = i / nc / nb;
         bits |= m.views[((size_t) (stream % m.n_stream * m.n_head + (first_head + h) % m.n_head) * token_blocks + b0 + b) * cell_blocks + c0 + c];
     }
+    return bits;
+}
+
+__device__ __forceinline__ uint32_t view_by_thread(const attention_params & a, int32_t stream, int32_t query_head, int32_t t0, int32_t t1, int32_t cell_lo, int32_t cell_hi) {
+    return view_part(a, stream, query_head, 1, t0, t1, cell_lo, cell_hi, 0, 1);
+}
+
+__device__ __forceinline__ uint32_t view_by_warp(const attention_params & a, int32_t stream, int32_t first_head, int32_t n_head, int32_t t0, int32_t t1,
+                                                 int32_t cell_lo, int32_t cell_hi, int32_t lane) {
+    const uint32_t bits = view_part(a, stream, first_head, n_head, t0, t1, cell_lo, cell_hi, lane, 32);
     __syncwarp();
     return __reduce_or_sync(~0u, bits);
 }
