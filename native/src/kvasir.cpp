@@ -402,7 +402,7 @@ kvasir_status kvasir_statistic_read(const kvasir_cache * cache, int32_t index, i
 kvasir_status kvasir_cache_track(kvasir_cache * cache, int32_t index, int32_t stream, int32_t head, int32_t on) noexcept {
     return guarded([&] {
         layer & l = checked_layer(cache, index);
-        l.heads[(size_t) cache->head_at(l, stream, head)].track = on != 0;
+        l.track(cache->head_at(l, stream, head), on != 0);
     });
 }
 

@@ -104,10 +104,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
     layer &         l = *r.s->owner;
     const size_t    row_bytes = r.s->format.row_bytes, stride = r.s->tensor->nb[1];
     attempt(self(buffer)->cache, [&] {
-        std::vector<int32_t> wanted;
-        for (const head_store & h : l.heads) {
-            wanted.push_back(h.n);
-        }
+        std::vector<int32_t> wanted = l.lengths;
         for_each_part(r, [&](int index, int32_t cell, int32_t count, size_t at) {
             for (int32_t i = 0; i < count; i++) {
                 wanted[(size_t) index] += l.slot_plus_1[(size_t) index][cell + i] == 0 && !is_evicted((const char *) data + at + (size_t) i * stride, row_bytes);

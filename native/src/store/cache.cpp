@@ -17,6 +17,8 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_mem
     column_bytes_ = whole_pages((size_t) n_cells * sizeof(int32_t));
     table_        = mapping(column_bytes_ * TABLE_COLUMNS * (size_t) n);
     heads.assign((size_t) n, head_store());
+    lengths.assign((size_t) n, 0);
+    max_cell.assign((size_t) n_stream, -1);
     slot_plus_1.assign((size_t) n, nullptr);
     touched_.assign((size_t) n, 0);
     for (int i = 0; i < n; i++) {
@@ -42,7 +44,8 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     head_store & h     = heads[index];
     int32_t &    entry = slot_plus_1[index][cell];
     if (entry == 0) {
-        const int32_t slot = h.n++;
+        const int32_t slot = h.n;
+        set_length(index, slot + 1);
         entry              = slot + 1;
         touched_[index]    = std::max(touched_[index], h.n);
         h.cell[slot]       = cell;
@@ -50,6 +53,8 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
         h.score[slot]      = 0;
         h.ascending        = h.ascending && (slot == 0 || h.cell[slot - 1] < cell);
         h.max_cell         = std::max(h.max_cell, cell);
+        int32_t & most     = max_cell[(size_t) (index / n_head_kv)];
+        most               = std::max(most, cell);
         for (int32_t c = 0; c < sums_per_slot_; c++) {
             sums(index, c)[slot] = 0;
         }
@@ -68,29 +73,35 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
 }
 
 bool layer::in_order(const placement & p) const {
-    if (!p.ascending) {
-        return false;
-    }
-    for (int32_t stream = 0; stream < (int32_t) p.count.size(); stream++) {
-        for (int32_t head = 0; p.count[(size_t) stream] > 0 && head < n_head_kv; head++) {
-            if (heads[(size_t) index(stream, head)].max_cell >= p.first[(size_t) stream]) {
-                return false;
-            }
+    for (size_t stream = 0; stream < p.count.size(); stream++) {
+        if (p.count[stream] > 0 && max_cell[stream] >= p.first[stream]) {
+            return false;
         }
     }
-    return true;
+    return p.ascending;
 }
 
 void layer::append(const placement & p) {
     for (int32_t stream = 0; stream < (int32_t) p.count.size(); stream++) {
-        for (int32_t head = 0; p.count[(size_t) stream] > 0 && head < n_head_kv; head++) {
+        const int32_t count = p.count[(size_t) stream], last = p.last[(size_t) stream];
+        if (count == 0) {
+            continue;
+        }
+        max_cell[(size_t) stream] = last;
+        for (int32_t head = 0; head < n_head_kv; head++) {
             const int i = index(stream, head);
-            heads[(size_t) i].n += p.count[(size_t) stream];
-            heads[(size_t) i].max_cell = p.last[(size_t) stream];
-            touched_[(size_t) i] = std::max(touched_[(size_t) i], heads[(size_t) i].n);
+            set_length(i, lengths[(size_t) i] + count);
+            heads[(size_t) i].max_cell = last;
+            touched_[(size_t) i] = std::max(touched_[(size_t) i], lengths[(size_t) i]);
         }
     }
     appended = true;
+}
+
+void layer::track(int index, bool on) {
+    bool & tracked = heads[(size_t) index].track;
+    n_tracked += on - tracked;
+    tracked = on;
 }
 
 void layer::write_placed() {
@@ -119,17 +130,15 @@ void layer::write_placed() {
 void layer::begin_append() {
     placed   = nullptr;
     appended = false;
-    before_.resize(heads.size());
-    for (size_t i = 0; i < heads.size(); i++) {
-        before_[i] = heads[i].n;
-    }
+    before_  = lengths;
 }
 
 void layer::cancel_append() {
     for (size_t i = 0; i < heads.size(); i++) {
         head_store & h = heads[i];
         while (h.n > before_[i]) {
-            slot_plus_1[i][h.cell[--h.n]] = 0;
+            set_length((int) i, h.n - 1);
+            slot_plus_1[i][h.cell[h.n]] = 0;
         }
         if (touched_[i] > h.n) {
             release_tail((int) i);
@@ -182,7 +191,7 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
             column[i] = column[slots[i]];
         }
     }
-    h.n = n_slots;
+    set_length(index, n_slots);
     release_tail(index);
 }
 
@@ -201,7 +210,7 @@ void layer::evict(int index, int32_t slot) {
         }
         h.ascending = false;
     }
-    h.n = last;
+    set_length(index, last);
     if (cache->statistic_on) {
         rows->reset_sums(index, last); // for the token that comes to this slot next
     }
@@ -226,16 +235,18 @@ void layer::truncate(int32_t stream, int32_t first_cell) {
         }
         keep(i, kept.data(), (int32_t) kept.size());
     }
+    max_cell[(size_t) stream] = std::min(max_cell[(size_t) stream], first_cell - 1);
 }
 
 void layer::clear() {
     for (size_t i = 0; i < heads.size(); i++) {
         head_store & h = heads[i];
-        h.n         = 0;
         h.max_cell  = -1;
         h.ascending = true;
         touched_[i] = 0;
+        set_length((int) i, 0);
     }
+    std::fill(max_cell.begin(), max_cell.end(), -1);
     n_queries = 0;
     if (rows) {
         rows->clear();
@@ -246,9 +257,9 @@ void layer::clear() {
 }
 
 void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
-    std::vector<int32_t> wanted;
-    for (const head_store & h : heads) {
-        wanted.push_back(h.n);
+    std::vector<int32_t> wanted = lengths;
+    if (is_k) {
+        max_cell[(size_t) to] = max_cell[(size_t) from];
     }
     for (int32_t head = 0; head < n_head_kv; head++) {
         const int          a = index(from, head), b = index(to, head);
@@ -267,7 +278,7 @@ void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
             for (int32_t i = 0; i < x.n; i++) {
                 slot_plus_1[b][y.cell[i]] = i + 1;
             }
-            y.n         = x.n;
+            set_length(b, x.n);
             y.max_cell  = x.max_cell;
             y.ascending = x.ascending;
             touched_[b] = std::max(touched_[b], y.n);

@@ -56,6 +56,9 @@ struct layer {
     side           k, v;
     std::unique_ptr<row_memory> rows;    // once the layer is configured
     std::vector<head_store> heads;       // [n_stream][n_head_kv]
+    std::vector<int32_t>    lengths;     // [n_stream][n_head_kv] their slots, side by side
+    std::vector<int32_t>    max_cell;    // [n_stream] no head of the stream holds a larger cell (an upper bound)
+    int32_t                 n_tracked = 0; // heads whose scores are accumulated
     std::vector<int32_t *>  slot_plus_1; // [n_stream][n_head_kv][cell]
     std::vector<int32_t>    query_pos;   // positions of the tokens that were written last, in batch order
     const placement *       placed = nullptr;  // of the graph that is computed; V follows K into the same slots
@@ -77,6 +80,7 @@ struct layer {
     void    append(const placement & p);
     void    write_placed();
     int32_t slots_before(int index) const { return before_[(size_t) index]; } // the graph that appends
+    void    track(int index, bool on);
     // An append may fail: cancel_append takes back the slots that heads got since begin_append, and their memory.
     void    begin_append();
     void    cancel_append();
@@ -102,6 +106,7 @@ private:
     bool    sums_on_host_  = true;
 
     float * sums(int index, int32_t column) const;
+    void    set_length(int index, int32_t n) { heads[(size_t) index].n = lengths[(size_t) index] = n; }
     void    release_tail(int index); // returns the memory of slots >= n
 };
 
