@@ -3,6 +3,7 @@
 #include "accept.h"
 #include "input_mirror.h"
 #include "kv_buffer.h"
+#include "mask.h"
 
 #include "../error.h"
 
@@ -20,8 +21,6 @@ int64_t now_ns() {
 
 // Kvasir's kernels, and rows that the host cannot address
 static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
-
-static kvasir_cache & cache_of(const ggml_tensor * node) { return *side_of(node->op == GGML_OP_SET_ROWS ? node : node->src[1])->owner->cache; }
 
 static void note_time(store_node & n, int64_t begin) {
     int64_t none = 0;
@@ -103,6 +102,17 @@ static const ggml_tensor * find_positions(const ggml_tensor * t, int depth) {
 
 // What an input of the graph holds, where the host can read it; nullptr for what the graph has yet to compute.
 const void * store_graph::host_data(const ggml_tensor * t) {
+    for (const auto & [input, data] : inputs_) { // a handful, and all layers ask for the same ones
+        if (input == t) {
+            return data;
+        }
+    }
+    const void * data = find_host_data(t);
+    inputs_.push_back({t, data});
+    return data;
+}
+
+const void * store_graph::find_host_data(const ggml_tensor * t) {
     const ggml_tensor *   root   = root_of(t);
     ggml_backend_buffer_t buffer = root->buffer;
     if (!t->data || root->op != GGML_OP_NONE || !buffer) {
@@ -174,26 +184,23 @@ const placement & store_graph::place(const layer & l, ggml_type type, const void
 }
 
 // the indices of a SET_ROWS
-const void * store_graph::cells_of(const ggml_tensor * node) {
-    const layer & l     = *side_of(node)->owner;
-    const void *  cells = l.configured() ? host_data(node->src[1]) : nullptr;
+const void * store_graph::cells_of(const found_node & f) {
+    const void * cells = f.l->configured() ? host_data(f.node->src[1]) : nullptr;
     if (!cells) {
-        throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", l.il));
+        throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", f.l->il));
     }
     return cells;
 }
 
 // Either all layers of the graph take memory or none does: tokens that would exceed the cache's limit leave the room to fewer.
-void store_graph::require_room(const ggml_cgraph * graph) {
-    cache_of(graph->nodes[over_store_.front()]).require_room([&] {
+void store_graph::require_room() {
+    found_.front().l->cache->require_room([&] {
         size_t more = 0;
-        for (int i : over_store_) {
-            const ggml_tensor * node = graph->nodes[i];
-            if (node->op == GGML_OP_SET_ROWS && side_of(node)->is_k) { // V has the same slots
-                const layer &     l = *side_of(node)->owner;
-                const placement & p = place(l, node->src[1]->type, cells_of(node), node->src[0]->ne[1]);
-                count_slots(l, p, l.in_order(p));
-                more += l.rows->growth(wanted_.data());
+        for (const found_node & f : found_) {
+            if (f.rows && f.rows->is_k) { // V has the same slots
+                const placement & p = place(*f.l, f.node->src[1]->type, cells_of(f), f.node->src[0]->ne[1]);
+                count_slots(*f.l, p, f.l->in_order(p));
+                more += f.l->rows->growth(wanted_.data());
             }
         }
         return more;
@@ -202,9 +209,11 @@ void store_graph::require_room(const ggml_cgraph * graph) {
 
 // wanted_: the slots that the heads will have
 void store_graph::count_slots(const layer & l, const placement & p, bool in_order) {
-    wanted_.resize(l.heads.size());
-    for (size_t h = 0; h < wanted_.size(); h++) {
-        wanted_[h] = l.heads[h].n + (in_order ? p.count[h / (size_t) l.n_head_kv] : 0);
+    wanted_ = l.lengths;
+    for (int32_t stream = 0; in_order && stream < l.n_stream; stream++) {
+        for (int32_t head = 0; head < l.n_head_kv; head++) {
+            wanted_[(size_t) l.index(stream, head)] += p.count[(size_t) stream];
+        }
     }
     for (size_t i = 0; !in_order && i < p.cell.size(); i++) {
         for (int32_t h = 0; h < l.n_head_kv; h++) {
@@ -243,15 +252,13 @@ void store_graph::write_placed() {
     unwritten_.clear();
 }
 
-void store_graph::prepare_append(ggml_tensor * node) {
-    side *              s   = side_of(node);
-    layer &             l   = *s->owner;
-    const ggml_tensor * idx = node->src[1];
-    const int64_t       n   = node->src[0]->ne[1];
-    const void *        cells = cells_of(node);
+void store_graph::prepare_append(const found_node & f) {
+    side *        s     = f.rows;
+    layer &       l     = *f.l;
+    const int64_t n     = f.node->src[0]->ne[1];
+    const void *  cells = cells_of(f);
     // a model without rotary positions (ALiBi, learned positions) fills the cells of its one sequence in order
-    const ggml_tensor * rope      = s->is_k ? find_positions(node->src[0], 8) : nullptr;
-    const auto *        positions = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= n ? (const int32_t *) host_data(rope) : nullptr;
+    const auto * positions = f.positions ? (const int32_t *) host_data(f.positions) : nullptr;
     if (s->is_k) {
         l.query_pos.resize((size_t) n);
     }
@@ -259,46 +266,36 @@ void store_graph::prepare_append(ggml_tensor * node) {
         l.begin_append();
         appended_.push_back(&l);
     }
-    const placement & p = place(l, idx->type, cells, n);
+    const placement & p = place(l, f.node->src[1]->type, cells, n);
     for (int64_t i = 0; s->is_k && i < n; i++) {
         l.query_pos[(size_t) i] = positions ? positions[i] : p.cell[(size_t) i];
     }
     if (l.placed != &p) {
         append(l, p, s->is_k);
     }
+    if (on_gpu(l)) {
+        return;
+    }
     store_node & x = next();
-    x.node = node;
+    x.node = f.node;
     x.rows = s;
     x.l    = &l;
     x.cells = cells;
 }
 
-static int32_t count_open_cells(const ggml_tensor * mask, int32_t n_tokens) {
-    int64_t open = mask->ne[0];
-    for (int32_t t = 0; t < n_tokens; t++) {
-        const auto * row = (const uint16_t *) ((const char *) mask->data + (size_t) t * mask->nb[1]);
-        open = std::find_if(row, row + open, [](uint16_t value) { return value != 0; }) - row;
+void store_graph::prepare_attention(const found_node & f, int n_threads) {
+    if (on_gpu(*f.l)) {
+        return; // cuda_graph describes the node to itself
     }
-    return (int32_t) open;
-}
-
-void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
+    ggml_tensor *       node = f.node;
     const ggml_tensor * q = node->src[0], * k = node->src[1], * mask = node->src[3], * sinks = node->src[4];
-    layer &             l = *side_of(k)->owner;
+    layer &             l = *f.l;
     kvasir_cache &      c = *l.cache;
     const bool          native = l.attention == KVASIR_ATTENTION_NATIVE;
     store_node &        x = next();
     x.node = node;
     x.rows = nullptr;
     x.l    = &l;
-    if (on_gpu(l)) { // which describes the node to itself
-        x.attention          = attention_node();
-        x.attention.n_tokens = (int32_t) q->ne[1];
-        x.stat               = c.statistic_of(l);
-        x.attention.stat     = c.statistic_on ? &x.stat : nullptr;
-        return;
-    }
-
     attention_node a;
     a.k = l.k.format;
     a.v = l.v.format;
@@ -324,7 +321,7 @@ void store_graph::prepare_attention(ggml_tensor * node, int n_threads) {
         if (native && a.n_stream == 1 && a.mask_n_head == 1 && a.n_tokens <= few_tokens) { // one mask serves many layers
             if (open_mask_ != mask->data) {
                 open_mask_  = mask->data;
-                open_cells_ = count_open_cells(mask, a.n_tokens);
+                open_cells_ = (int32_t) open_cells(a.mask, mask->nb[1], a.n_tokens, mask->ne[0]);
             }
             a.mask_open = open_cells_;
         }
@@ -360,9 +357,9 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
         return;
     }
     uid_ = 0;
-    over_store_.clear();
+    found_.clear();
     for (int i = 0; i < graph->n_nodes; i++) {
-        const ggml_tensor * node = graph->nodes[i];
+        ggml_tensor * node = graph->nodes[i];
         if (is_view(node->op) || !touches_store(node)) {
             continue;
         }
@@ -370,7 +367,10 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
         if (!accept_node(node, reason)) {
             throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + reason);
         }
-        over_store_.push_back(i);
+        side *              rows = node->op == GGML_OP_SET_ROWS ? side_of(node) : nullptr;
+        const ggml_tensor * rope = rows && rows->is_k ? find_positions(node->src[0], 8) : nullptr;
+        const bool          each = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= node->src[0]->ne[1];
+        found_.push_back({i, node, (rows ? rows : side_of(node->src[1]))->owner, rows, each ? rope : nullptr});
     }
     uid_ = graph->uid;
 }
@@ -380,29 +380,30 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     inner_     = inner;
     used_      = 0;
     open_mask_ = nullptr;
+    inputs_.clear();
     fetched_.clear();
     appended_.clear();
     unwritten_.clear();
     n_placements_ = 0;
     find_nodes(graph);
-    if (over_store_.empty()) {
+    if (found_.empty()) {
         return inner->iface.graph_compute(inner, graph);
     }
-    ggml_status status = GGML_STATUS_FAILED;
+    // all layers of one device have the same path
+    const layer &  l     = *found_.front().l;
+    kvasir_cache & cache = *l.cache;
+    ggml_status    status = GGML_STATUS_FAILED;
     try {
-        require_room(graph);
-        for (int i : over_store_) {
-            ggml_tensor * node = graph->nodes[i];
-            cache_of(node).report_failure();
-            if (node->op == GGML_OP_SET_ROWS) {
-                prepare_append(node);
+        require_room();
+        for (const found_node & f : found_) {
+            cache.report_failure();
+            if (f.rows) {
+                prepare_append(f);
             } else {
-                prepare_attention(node, n_threads);
+                prepare_attention(f, n_threads);
             }
         }
         prepared_ns_ = now_ns();
-        // all layers of one device have the same path
-        const layer & l = *nodes_[0].l;
         status = on_gpu(l) ? compute_on_gpu(graph) : l.attention == KVASIR_ATTENTION_NATIVE ? compute_native(graph) : compute_portable(graph);
     } catch (...) {
         roll_back();
@@ -412,12 +413,13 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
         roll_back();
         return status;
     }
-    kvasir_cache & cache = *nodes_[0].l->cache;
     for (size_t i = 0; i < used_; i++) {
-        store_node &  x  = nodes_[i];
-        const int64_t ns = x.end_ns - x.begin_ns;
+        const store_node & x  = nodes_[i];
+        const int64_t      ns = x.end_ns - x.begin_ns;
         (x.rows ? cache.append_ns : cache.attention_ns) += ns;
-        x.l->n_queries += !x.rows && x.attention.stat ? x.attention.n_tokens : 0;
+    }
+    for (const found_node & f : found_) {
+        f.l->n_queries += cache.statistic_on && !f.rows ? f.node->src[0]->ne[1] : 0;
     }
     cache.graphs++;
     cache.prepare_ns += prepared_ns_ - begin;
@@ -459,7 +461,7 @@ ggml_status store_graph::compute_on_gpu(ggml_cgraph * graph) {
     if (!gpu_) {
         gpu_ = std::make_unique<cuda::cuda_graph>(inner_);
     }
-    const ggml_status status = gpu_->compute(graph, over_store_, [this](const ggml_tensor * t) { return host_data(t); });
+    const ggml_status status = gpu_->compute(graph, found_, [this](const ggml_tensor * t) { return host_data(t); });
     write_placed();
     return status;
 }

@@ -5,6 +5,7 @@
 #include "../attention/portable/portable_attention.h"
 #include "../llama/api.h"
 #include "../store/cache.h"
+#include "accept.h"
 #include "cuda/cuda_graph.h"
 
 #include <atomic>
@@ -45,8 +46,8 @@ private:
     size_t                 used_ = 0;
     cpu_workspace          workspace_;
     std::unique_ptr<portable_attention> portable_;
-    uint64_t               uid_ = 0;             // the graph that over_store_ was found in; llama.cpp reuses its graphs
-    std::vector<int>       over_store_;          // indices of its nodes over the store
+    uint64_t               uid_ = 0;             // the graph that found_ belongs to; llama.cpp reuses its graphs
+    std::vector<found_node> found_;              // its nodes over the store
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
     std::unique_ptr<cuda::cuda_graph> gpu_;
@@ -55,6 +56,7 @@ private:
     size_t                 n_placements_ = 0;
     std::vector<layer *>   unwritten_;           // layers whose slots are counted, but not written yet
     std::vector<layer *>   appended_;            // layers that this graph gives slots to
+    std::vector<std::pair<const ggml_tensor *, const void *>> inputs_; // what host_data() has found
     std::map<const ggml_tensor *, std::vector<char>> fetched_; // inputs that had to be read from the device
     std::set<ggml_backend_buffer_t> noted_;      // buffers whose inputs the mirror was asked for
     int64_t                prepared_ns_ = 0;
@@ -62,14 +64,15 @@ private:
     void find_nodes(const ggml_cgraph * graph);
     store_node & next();
     const void * host_data(const ggml_tensor * t);
+    const void * find_host_data(const ggml_tensor * t);
     const placement & place(const layer & l, ggml_type type, const void * cells, int64_t n);
-    const void * cells_of(const ggml_tensor * node);
-    void require_room(const ggml_cgraph * graph);
+    const void * cells_of(const found_node & f);
+    void require_room();
     void count_slots(const layer & l, const placement & p, bool in_order);
     void append(layer & l, const placement & p, bool is_k);
     void write_placed();
-    void prepare_append(ggml_tensor * node);
-    void prepare_attention(ggml_tensor * node, int n_threads);
+    void prepare_append(const found_node & f);
+    void prepare_attention(const found_node & f, int n_threads);
     ggml_status compute_native(ggml_cgraph * graph);
     ggml_status compute_on_gpu(ggml_cgraph * graph);
     ggml_status compute_portable(ggml_cgraph * graph);

@@ -56,6 +56,12 @@ struct mem_access { // CUmemAccessDesc
     int          flags;
 };
 
+struct graph_update { // CUgraphExecUpdateResultInfo
+    int    result;
+    void * error_node;
+    void * error_from_node;
+};
+
 // X(name, suffix of the symbol, parameters)
 #define KVASIR_CUDA_FUNCTIONS(X)                                                                                       \
     X(cuInit, "", (unsigned))                                                                                          \
@@ -82,6 +88,7 @@ struct mem_access { // CUmemAccessDesc
     X(cuEventRecord, "", (event, stream) )                                                                             \
     X(cuEventSynchronize, "", (event) )                                                                                \
     X(cuGraphInstantiateWithFlags, "", (graph_exec *, graph, unsigned long long) )                                     \
+    X(cuGraphExecUpdate, "_v2", (graph_exec, graph, graph_update *) )                                                  \
     X(cuGraphLaunch, "", (graph_exec, stream) )                                                                        \
     X(cuGraphDestroy, "", (graph) )                                                                                    \
     X(cuGraphExecDestroy, "", (graph_exec) )                                                                           \

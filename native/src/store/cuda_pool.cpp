@@ -72,6 +72,21 @@ void page_pool::map_chunk() {
     }
 }
 
+void page_pool::map_ahead(int32_t pages) {
+    const int32_t missing = pages - (int32_t) free_.size();
+    if (missing <= 0) {
+        return;
+    }
+    const size_t chunks = whole((size_t) missing * page_bytes_, chunk_bytes_) / chunk_bytes_;
+    try {
+        for (size_t i = 0; i < (chunks + 3) / 4; i++) {
+            map_chunk();
+        }
+    } catch (const error &) {
+        // take() tries again, and says so
+    }
+}
+
 int32_t page_pool::take() {
     while (free_.empty()) { // a page may be larger than a chunk
         map_chunk();

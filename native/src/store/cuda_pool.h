@@ -25,6 +25,10 @@ public:
     size_t     mapped_bytes() const { return chunks_.size() * chunk_bytes_; }
     int32_t    used() const { return used_; }
 
+    // Maps some of the memory that so many pages more would need, where there is any: a part at each call, so that calls
+    // between the tokens before they are taken find the time.
+    void map_ahead(int32_t pages);
+
     // The lowest free page, its contents undefined. Throws kvasir::error (KVASIR_OUT_OF_MEMORY).
     int32_t take();
     void    give_back(int32_t page);

@@ -11,6 +11,7 @@ namespace kvasir::cuda {
 namespace {
 
 constexpr size_t STAGINGS = 4;
+constexpr int32_t AHEAD = 8; // tokens
 constexpr size_t MOST_MOVES = 256; // of a head that wait: each new one is compared with them
 
 size_t grown(size_t wanted) {
@@ -191,9 +192,11 @@ void cuda_store::run_queued() {
         const launch l = move_launch((int32_t) moves_.size());
         device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
     }
-    for (cuda_rows * rows : rows_) {
-        if (rows) {
-            std::fill(rows->queued_.begin(), rows->queued_.end(), cuda_rows::NOTHING);
+    if (!keeps_.empty() || !moved_.empty()) {
+        for (cuda_rows * rows : rows_) {
+            if (rows) {
+                std::fill(rows->queued_.begin(), rows->queued_.end(), cuda_rows::NOTHING);
+            }
         }
     }
     keeps_.clear();
@@ -256,6 +259,26 @@ void cuda_store::flush() {
     }
 }
 
+void cuda_store::map_ahead() {
+    for (auto & [bytes, set] : pages_) {
+        int32_t pages = 0;
+        const memory_limit * limit = nullptr;
+        for (const cuda_rows * rows : rows_) {
+            if (!rows || rows->format_.bytes != bytes) {
+                continue;
+            }
+            limit = &rows->limit();
+            for (int32_t head = 0; head < rows->n_heads(); head++) {
+                const int32_t n = rows->layer_.lengths[(size_t) head];
+                pages += n > 0 && n + AHEAD > rows->held_[(size_t) head] * PAGE_SLOTS;
+            }
+        }
+        if (pages > 0 && !limit->tight && limit->allows((size_t) pages * bytes)) {
+            set.pool->map_ahead(pages);
+        }
+    }
+}
+
 // ---- the rows of a layer ----
 
 cuda_rows::cuda_rows(memory_limit & limit, std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads)
@@ -300,7 +323,11 @@ size_t cuda_rows::growth(const int32_t * n) {
 }
 
 void cuda_rows::reserve(const int32_t * n) {
-    limit().require(growth(n));
+    const size_t more = growth(n);
+    limit().require(more);
+    if (more == 0) { // a page holds many tokens
+        return;
+    }
     auto & set = store_->pages_.at(format_.bytes);
     std::vector<std::pair<int, int32_t>> taken; // head, pages before
     current_context current(store_->device_.primary());
@@ -345,7 +372,7 @@ void cuda_rows::give_back(int head, int32_t pages) {
 
 void cuda_rows::trim() {
     for (int head = 0; head < n_heads(); head++) {
-        give_back(head, pages_for(layer_.heads[(size_t) head].n));
+        give_back(head, pages_for(layer_.lengths[(size_t) head]));
     }
 }
 
@@ -414,7 +441,7 @@ void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
     store_->run_queued();
     std::vector<int32_t> wanted(held_.size());
     for (size_t head = 0; head < held_.size(); head++) {
-        wanted[head] = (int)head == to ? n : 0;
+        wanted[head] = (int) head == to ? n : 0;
     }
     reserve(wanted.data());
     store_->run_queued();
@@ -422,6 +449,7 @@ void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
     span("store_gather", from, is_k ? SIDE_K : SIDE_V, 0, n, rows);
     span("store_scatter", to, is_k ? SIDE_K : SIDE_V, 0, n, rows);
     unlabelled_[(size_t) to] = 1;
+    any_unlabelled_ = true;
 }
 
 void cuda_rows::span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data) {
@@ -461,12 +489,18 @@ void cuda_rows::write(bool is_k, int head, int32_t first, int32_t n, const char 
     const device_ptr data = store_->upload(rows, (size_t) n * (is_k ? layer_.k.format.row_bytes : layer_.v.format.row_bytes));
     span("store_scatter", head, is_k ? SIDE_K : SIDE_V, first, n, data);
     unlabelled_[(size_t) head] = 1;
+    any_unlabelled_ = true;
 }
 
 void cuda_rows::label() {
-    for (int head = 0; head < n_heads(); head++) {
+    bool left = false;
+    for (int head = 0; any_unlabelled_ && head < n_heads(); head++) {
         const head_store & h = layer_.heads[(size_t) head];
-        if (!unlabelled_[(size_t) head] || h.n == 0) {
+        if (!unlabelled_[(size_t) head]) {
+            continue;
+        }
+        if (h.n == 0) { // its books follow
+            left = true;
             continue;
         }
         std::vector<token_label> labels((size_t) h.n);
@@ -476,6 +510,7 @@ void cuda_rows::label() {
         span("store_labels", head, 0, 0, h.n, store_->upload(labels.data(), labels.size() * sizeof labels[0]));
         unlabelled_[(size_t) head] = 0;
     }
+    any_unlabelled_ = left;
 }
 
 void cuda_rows::flush() { store_->flush(); }
@@ -556,8 +591,8 @@ void cuda_rows::stop_sums() {
     store_->run_queued();
     std::vector<char> step((size_t) store_->n_heads_ * sizeof(int32_t));
     for (const cuda_rows * rows : store_->rows_) {
-        for (int head = 0; rows && head < rows->n_heads(); head++) {
-            ((int32_t *) step.data())[rows->first_head_ + head] = rows->layer_.heads[(size_t) head].n;
+        if (rows) {
+            memcpy(step.data() + (size_t) rows->first_head_ * sizeof(int32_t), rows->layer_.lengths.data(), rows->layer_.lengths.size() * sizeof(int32_t));
         }
     }
     store_->put_step(step);

@@ -70,6 +70,9 @@ public:
 
     void flush();
 
+    // Maps memory for the pages that the next tokens will take. Mapping takes a while: this is for when the GPU is busy.
+    void map_ahead();
+
 private:
     friend class cuda_rows;
 
@@ -166,6 +169,7 @@ private:
     std::vector<std::vector<move_item>> moves_; // [head] that wait: from behind the last slot that stays, to slots that stay
     std::vector<uint8_t>        exact_;  // [head] after a keep no page may stay in reserve
     std::vector<uint8_t>        unlabelled_; // [head] cells and positions of its slots are not on the device
+    bool                        any_unlabelled_ = false;
     statistic_columns           columns_{};
     device_buffer               sums_, bounds_;
 

@@ -42,6 +42,7 @@ static_assert(sizeof(mem_location) == sizeof(CUmemLocation) && offsetof(mem_loca
 static_assert(sizeof(mem_properties) == sizeof(CUmemAllocationProp) && offsetof(mem_properties, location) == offsetof(CUmemAllocationProp, location) &&
               offsetof(mem_properties, win32_metadata) == offsetof(CUmemAllocationProp, win32HandleMetaData) &&
               offsetof(mem_properties, flags) == offsetof(CUmemAllocationProp, allocFlags));
+static_assert(sizeof(graph_update) == sizeof(CUgraphExecUpdateResultInfo));
 static_assert(sizeof(mem_access) == sizeof(CUmemAccessDesc) && offsetof(mem_access, flags) == offsetof(CUmemAccessDesc, flags));
 
 // cuda.h renames functions to their current versions by macros: what a name expands to is the symbol that the driver has

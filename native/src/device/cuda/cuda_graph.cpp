@@ -2,6 +2,7 @@
 
 #include "../../error.h"
 #include "../kv_buffer.h"
+#include "../mask.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -90,7 +91,9 @@ cuda_graph::cuda_graph(ggml_backend_t inner) : inner_(inner) {
 cuda_graph::~cuda_graph() {
     if (gpu_) {
         cu().cuCtxSetCurrent(gpu_->primary());
-        drop_capture();
+        if (ready_) {
+            cu().cuGraphExecDestroy(ready_);
+        }
     }
     ggml_backend_dev_t d = inner_->device;
     for (ggml_backend_event_t e : {to_us_, to_ggml_, captured_to_us_, captured_to_ggml_}) {
@@ -102,19 +105,18 @@ cuda_graph::~cuda_graph() {
 
 // ---- what is to be computed ----
 
-void cuda_graph::find_operations(ggml_cgraph * graph, const std::vector<int> & over_store) {
+void cuda_graph::find_operations(ggml_cgraph * graph, const std::vector<found_node> & found) {
     operations_.clear();
-    for (size_t i = 0; i < over_store.size(); i++) {
+    for (size_t i = 0; i < found.size(); i++) {
         operation op;
-        op.first = over_store[i];
-        for (; i < over_store.size() && graph->nodes[over_store[i]]->op == GGML_OP_SET_ROWS; i++) {
-            ggml_tensor * node = graph->nodes[over_store[i]];
-            (side_of(node)->is_k ? op.k : op.v) = node;
+        op.first = found[i].index;
+        for (; i < found.size() && found[i].rows; i++) {
+            (found[i].rows->is_k ? op.k : op.v) = found[i].node;
         }
-        if (i < over_store.size()) {
-            op.last = over_store[i];
-            op.node = graph->nodes[op.last];
-            op.l    = side_of(op.node->src[1])->owner;
+        if (i < found.size()) {
+            op.last = found[i].index;
+            op.node = found[i].node;
+            op.l    = found[i].l;
         }
         const bool whole = op.node && !op.k == !op.v && (!op.k || (side_of(op.k)->owner == op.l && side_of(op.v)->owner == op.l)) &&
                            std::all_of(graph->nodes + op.first, graph->nodes + op.last, [](const ggml_tensor * t) { return is_view(t) || t->op == GGML_OP_SET_ROWS; });
@@ -132,7 +134,24 @@ size_t cuda_graph::add(size_t bytes) {
     return at;
 }
 
-void cuda_graph::describe(operation & op, const std::function<const void *(const ggml_tensor *)> & host) {
+// What stays the same for as long as llama.cpp reuses the graph.
+void cuda_graph::describe(ggml_cgraph * graph, const std::vector<found_node> & found) {
+    find_operations(graph, found);
+    store_ = operations_.front().rows->store().get();
+    gpu_   = &store_->device();
+    masks_.clear();
+    for (operation & op : operations_) {
+        describe(op);
+    }
+    if (std::any_of(operations_.begin(), operations_.end(), [](const operation & op) { return op.shape.kernel[0] == 0; })) {
+        for (operation & op : operations_) { // one kind of kernel for all
+            op.shape = {};
+            op.fused = false;
+        }
+    }
+}
+
+void cuda_graph::describe(operation & op) {
     layer &             l = *op.l;
     const ggml_tensor * q = op.node->src[0], * k = op.node->src[1], * mask = op.node->src[3], * sinks = op.node->src[4];
     attention_params &  a = op.attention;
@@ -155,18 +174,7 @@ void cuda_graph::describe(operation & op, const std::function<const void *(const
         const auto same = std::find_if(masks_.begin(), masks_.end(), [&](const seen_mask & m) { return m.tensor->data == mask->data; });
         op.mask = (int32_t) (same - masks_.begin());
         if (same == masks_.end()) {
-            masks_.push_back({mask, {}, 0, false});
-            const char * values = a.n_tokens <= FEW_TOKENS && mask->ne[2] == 1 ? (const char *) host(mask) : nullptr;
-            if (values) {
-                for (int64_t stream = 0; stream < mask->ne[3]; stream++) {
-                    int64_t open = mask->ne[0];
-                    for (int64_t t = 0; t < a.n_tokens; t++) {
-                        const auto * row = (const uint16_t *) (values + stream * (int64_t) mask->nb[3] + t * (int64_t) mask->nb[1]);
-                        open = std::find_if(row, row + open, [](uint16_t value) { return value != 0; }) - row;
-                    }
-                    masks_.back().open.push_back((int32_t) open);
-                }
-            }
+            masks_.push_back({mask, a.n_tokens, {}, 0, false});
         }
     }
     if (a.n_tokens <= FEW_TOKENS && !statistic_) {
@@ -175,6 +183,15 @@ void cuda_graph::describe(operation & op, const std::function<const void *(const
     if (op.k) {
         op.n_append = (int32_t) op.k->src[0]->ne[1];
         op.fused    = op.shape.kernel[0] && !overlap(op.k->src[0], op.node) && !overlap(op.v->src[0], op.node);
+    }
+}
+
+void cuda_graph::read(seen_mask & m, const inputs & host) {
+    const ggml_tensor * mask   = m.tensor;
+    const char *        values = m.n_tokens <= FEW_TOKENS && mask->ne[2] == 1 ? (const char *) host(mask) : nullptr;
+    m.open.clear();
+    for (int64_t stream = 0; values && stream < mask->ne[3]; stream++) {
+        m.open.push_back((int32_t) open_cells(values + stream * (int64_t) mask->nb[3], mask->nb[1], m.n_tokens, mask->ne[0]));
     }
 }
 
@@ -189,13 +206,13 @@ void cuda_graph::fill_step() {
         if (!rows) {
             continue;
         }
+        const layer & l = rows->books();
+        memcpy(step_.data() + (size_t) rows->first_head() * sizeof(int32_t), l.lengths.data(), l.lengths.size() * sizeof(int32_t));
         int32_t region = 0;
-        for (int32_t h = 0; h < rows->n_heads(); h++) {
-            const head_store & head = rows->books().heads[(size_t) h];
-            ((int32_t *) step_.data())[rows->first_head() + h] = head.n;
-            ((int32_t *) (step_.data() + track_at_))[rows->first_head() + h] = head.track ? ++region : 0;
-            tracking_ = tracking_ || head.track;
+        for (int32_t h = 0; l.n_tracked > 0 && h < rows->n_heads(); h++) {
+            ((int32_t *) (step_.data() + track_at_))[rows->first_head() + h] = l.heads[(size_t) h].track ? ++region : 0;
         }
+        tracking_ = tracking_ || l.n_tracked > 0;
     }
     for (operation & op : operations_) {
         layer &       l = *op.l;
@@ -216,8 +233,8 @@ void cuda_graph::fill_step() {
             op.slots_at = add((size_t) op.n_append * (size_t) l.n_head_kv * sizeof(int32_t));
             auto * slot = (int32_t *) (step_.data() + op.slots_at);
             for (size_t i = 0; i < (size_t) op.n_append; i++) {
-                for (int32_t h = 0; h < l.n_head_kv; h++) {
-                    const int index = l.index(p.stream[i], h);
+                const int first = l.index(p.stream[i], 0);
+                for (int index = first; index < first + l.n_head_kv; index++) {
                     *slot++ = l.appended ? l.slots_before(index) + p.rank[i] : l.slot_plus_1[(size_t) index][p.cell[i]] - 1;
                 }
             }
@@ -235,9 +252,7 @@ void cuda_graph::fill_step() {
             bool open  = op.mask < 0 || !masks_[(size_t) op.mask].open.empty();
             for (int32_t s = 0; op.mask >= 0 && open && s < op.attention.n_stream; s++) {
                 const std::vector<int32_t> & first = masks_[(size_t) op.mask].open;
-                for (int32_t h = 0; h < l.n_head_kv; h++) {
-                    open = open && l.heads[(size_t) l.index(op.first_stream + s, h)].max_cell < first[(size_t) s % first.size()];
-                }
+                open = l.max_cell[(size_t) (op.first_stream + s)] < first[(size_t) s % first.size()];
             }
             *(int32_t *) (step_.data() + op.open_at) = open;
         }
@@ -266,9 +281,9 @@ void cuda_graph::prepare_few() {
         segments += decode_segments(op.shape, n_heads) * sizeof(decode_segment);
         exchange = std::max(exchange, decode_exchange_bytes(op.shape, op.rows->format().dim_k));
         if (tracking_) {
-            int32_t regions = 0, longest = 0;
+            const int32_t regions = l.n_tracked;
+            int32_t       longest = 0;
             for (const head_store & head : l.heads) {
-                regions += head.track;
                 longest = head.track ? std::max(longest, head.n) : longest;
             }
             int64_t & stride = score_strides_[&l]; // heads grow and shrink by a few slots: addresses are to stay
@@ -346,6 +361,17 @@ void cuda_graph::prepare_many() {
 
 // ---- running it ----
 
+void cuda_graph::launch_plan() {
+    const decode_shape & shape = operations_.front().shape;
+    uint32_t heads = 0;
+    for (const operation & o : operations_) {
+        heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv * o.shape.n_pass));
+    }
+    const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (void *) exchange_.at(), exchange_.size(),
+                        (int32_t) shape.grid, shape.min_blocks, shape.head_blocks};
+    gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), PLAN_CTAS, 1, PLAN_THREADS, plan_shared((int32_t) shape.grid, (int32_t) heads), p);
+}
+
 void cuda_graph::launch_few(operation & op) {
     layer &       l = *op.l;
     decode_params p{};
@@ -384,7 +410,7 @@ void cuda_graph::launch_many(operation & op) {
         }
         a.mask.views = views;
     }
-    const bool     scored = statistic_ || std::any_of(l.heads.begin(), l.heads.end(), [](const head_store & h) { return h.track; });
+    const bool     scored = statistic_ || l.n_tracked > 0;
     prefill_params p{};
     p.a                = a;
     set_output(p, op.node);
@@ -484,30 +510,23 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
     if (capture) {
         us_then_ggml(); // ggml's stream joins the capture
     }
-    bool planned = false;
-    int  first = 0, index = 0;
+    const bool few = operations_.front().shape.kernel[0] != 0;
+    if (few) {
+        launch_plan(); // while ggml computes up to the first attention
+    }
+    int first = 0, index = 0;
     for (operation & op : operations_) {
         const ggml_status status = run_segment(graph, first, op.first, index++, capture);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }
         ggml_then_us();
-        if (op.shape.kernel[0] && !planned) {
-            planned = true;
-            uint32_t heads = 0;
-            for (const operation & o : operations_) {
-                heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv * o.shape.n_pass));
-            }
-            const plan_params p{(const decode_layer *) plan_memory_.at(), (uint32_t *) epoch_.at(), (void *) exchange_.at(), exchange_.size(),
-                                (int32_t) op.shape.grid, op.shape.min_blocks, op.shape.head_blocks};
-            gpu_->launch(store_->queue(), "plan", (uint32_t) operations_.size(), PLAN_CTAS, 1, PLAN_THREADS, plan_shared((int32_t) op.shape.grid, (int32_t) heads), p);
-        }
         launch(op);
         us_then_ggml();
         first = op.last + 1;
     }
     const ggml_status status = run_segment(graph, first, graph->n_nodes, index, capture);
-    if (planned && tracking_) {
+    if (few && tracking_) {
         uint32_t heads = 0;
         for (const operation & o : operations_) {
             heads = std::max(heads, (uint32_t) (o.attention.n_stream * o.l->n_head_kv));
@@ -522,13 +541,26 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
 }
 
 void cuda_graph::drop_capture() {
-    if (captured_) {
-        cu().cuGraphExecDestroy(captured_);
-        captured_ = nullptr;
-    }
     captured_uid_ = 0;
     captured_nodes_.clear();
     captured_keys_.clear();
+}
+
+// What was recorded, ready for launches. The next graph of llama.cpp mostly has the same nodes with other parameters: the one
+// that is ready takes these on, in a fraction of the time that a new one needs.
+bool cuda_graph::make_ready(cuda::graph recorded) {
+    graph_update update{};
+    if (ready_ && cu().cuGraphExecUpdate(ready_, recorded, &update) == SUCCESS) {
+        return true;
+    }
+    if (ready_) {
+        cu().cuGraphExecDestroy(ready_);
+        ready_ = nullptr;
+    }
+    if (cu().cuGraphInstantiateWithFlags(&ready_, recorded, 0) != SUCCESS) {
+        ready_ = nullptr;
+    }
+    return ready_;
 }
 
 // false: it could not be recorded, and nothing has been computed
@@ -541,12 +573,11 @@ bool cuda_graph::capture(ggml_cgraph * graph) {
     const kvasir_status  done   = guarded([&] { status = run(graph, true); });
     cuda::graph          recorded = nullptr;
     const bool ended = cu().cuStreamEndCapture(store_->queue(), &recorded) == SUCCESS && recorded;
-    const bool ready = ended && done == KVASIR_OK && status == GGML_STATUS_SUCCESS && cu().cuGraphInstantiateWithFlags(&captured_, recorded, 0) == SUCCESS;
+    const bool ready = ended && done == KVASIR_OK && status == GGML_STATUS_SUCCESS && make_ready(recorded);
     if (recorded) {
         cu().cuGraphDestroy(recorded);
     }
     if (!ready) {
-        captured_ = nullptr;
         drop_capture();
         return false;
     }
@@ -556,48 +587,52 @@ bool cuda_graph::capture(ggml_cgraph * graph) {
     return true;
 }
 
-ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<int> & over_store, const std::function<const void *(const ggml_tensor *)> & host) {
-    find_operations(graph, over_store);
-    store_ = operations_.front().rows->store().get();
-    gpu_   = &store_->device();
-    current_context current(gpu_->primary());
-    statistic_ = operations_.front().l->cache->statistic_on;
-    masks_.clear();
+void cuda_graph::settle_addresses() {
     for (operation & op : operations_) {
-        describe(op, host);
-    }
-    const bool few = std::all_of(operations_.begin(), operations_.end(), [](const operation & op) { return op.shape.kernel[0] != 0; });
-    for (operation & op : operations_) {
-        if (!few) {
-            op.shape = {};
-            op.fused = false;
-        }
-    }
-    fill_step();
-    store_->flush();
-    store_->put_step(step_);
-    for (operation & op : operations_) { // addresses are settled now
         op.attention.pages   = op.rows->pages();
         op.attention.pages.table += (size_t) op.first_stream * (size_t) op.l->n_head_kv * (size_t) op.attention.pages.table_stride;
         op.attention.pages.n     += (size_t) op.first_stream * (size_t) op.l->n_head_kv;
         op.attention.query_pos = (const int32_t *) (store_->step() + op.pos_at);
     }
-    if (few) {
-        prepare_few();
-    } else {
-        prepare_many();
+}
+
+ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host) {
+    const bool statistic = found.front().l->cache->statistic_on, tracked = tracking_;
+    const bool again     = graph->uid != 0 && graph->uid == uid_ && statistic == statistic_;
+    if (!again) {
+        uid_       = 0; // until all is described
+        statistic_ = statistic;
+        describe(graph, found);
+        uid_ = graph->uid;
     }
-    const bool again = graph->uid != 0 && graph->uid == uid_;
-    uid_ = graph->uid;
+    current_context current(gpu_->primary());
+    for (seen_mask & mask : masks_) {
+        read(mask, host);
+    }
+    fill_step();
+    store_->flush();
+    store_->put_step(step_);
+    const bool few = operations_.front().shape.kernel[0] != 0;
+    if (!again || !few || tracking_ || tracked || settled_addresses_ != store_->addresses()) {
+        settled_addresses_ = 0; // until all is prepared
+        settle_addresses();
+        if (few) {
+            prepare_few();
+        } else {
+            prepare_many();
+        }
+        settled_addresses_ = store_->addresses();
+    }
     if (few && again && graphs_wanted() && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
         refused_uid_ = graph->uid;
     }
-    if (few && captured_ && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
+    if (few && graph->uid != 0 && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
         inner_->iface.event_record(inner_, to_us_);
         check(cu().cuStreamWaitEvent(store_->queue(), event_of(to_us_), 0), "waiting for ggml's stream");
-        check(cu().cuGraphLaunch(captured_, store_->queue()), "the captured graph");
+        check(cu().cuGraphLaunch(ready_, store_->queue()), "the captured graph");
         check(cu().cuEventRecord(event_of(to_ggml_), store_->queue()), "an event");
         inner_->iface.event_wait(inner_, to_ggml_);
+        store_->map_ahead();
         return GGML_STATUS_SUCCESS;
     }
     return run(graph, false);

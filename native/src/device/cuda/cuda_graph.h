@@ -11,6 +11,7 @@
 #include "../../attention/cuda/statistic.h"
 #include "../../store/cache.h"
 #include "../../store/cuda_store.h"
+#include "../accept.h"
 
 #include <deque>
 #include <functional>
@@ -29,9 +30,11 @@ public:
     cuda_graph(const cuda_graph &) = delete;
     cuda_graph & operator=(const cuda_graph &) = delete;
 
-    // over_store: the nodes over the store that are no views, in their order; the store's books already count what they
-    // append. host: the values of an input of the graph. Throws kvasir::error.
-    ggml_status compute(ggml_cgraph * graph, const std::vector<int> & over_store, const std::function<const void *(const ggml_tensor *)> & host);
+    using inputs = std::function<const void *(const ggml_tensor *)>; // the values of an input of the graph, where the host can read them
+
+    // found: the nodes over the store that are no views, in their order; the store's books already count what they append.
+    // Throws kvasir::error.
+    ggml_status compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host);
 
     // Keeps the rows that are appended alive until the attention of their layer has read them.
     static void optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_params * params);
@@ -62,7 +65,8 @@ private:
     };
     struct seen_mask {
         const ggml_tensor *  tensor;
-        std::vector<int32_t> open; // [stream] cells below this are seen by every query
+        int32_t              n_tokens;
+        std::vector<int32_t> open; // [stream] cells below this are seen by every query; empty: not known
         size_t               views_at;
         bool                 viewed;
     };
@@ -78,8 +82,10 @@ private:
     size_t                 track_at_ = 0;
     bool                   tracking_ = false, statistic_ = false;
 
-    uint64_t   uid_ = 0, captured_uid_ = 0, captured_addresses_ = 0, refused_uid_ = 0;
-    graph_exec captured_ = nullptr;
+    uint64_t   uid_ = 0;                      // of the graph that operations_ and masks_ describe
+    uint64_t   settled_addresses_ = 0;        // those that operations_ were given
+    uint64_t   captured_uid_ = 0, captured_addresses_ = 0, refused_uid_ = 0;
+    graph_exec ready_ = nullptr;              // the graph captured_uid_, unless that is 0
     std::vector<std::vector<ggml_tensor *>> captured_nodes_; // of its segments
     std::deque<ggml_tensor>                 captured_keys_;
     uint64_t                                segments_captured_ = 0;
@@ -88,17 +94,22 @@ private:
     std::map<const layer *, int64_t> score_strides_;
     device_buffer     plan_memory_, segments_, exchange_, epoch_, scores_, partial_, arrived_, lse_, views_, statistic_memory_;
 
-    void find_operations(ggml_cgraph * graph, const std::vector<int> & over_store);
-    void describe(operation & op, const std::function<const void *(const ggml_tensor *)> & host);
+    void find_operations(ggml_cgraph * graph, const std::vector<found_node> & found);
+    void describe(operation & op);
+    void describe(ggml_cgraph * graph, const std::vector<found_node> & found);
+    static void read(seen_mask & mask, const inputs & host);
     void fill_step();
     size_t add(size_t bytes);                // room in the step
     bool grow(device_buffer & buffer, size_t bytes, bool zero = false);
+    void settle_addresses();
     void prepare_few();
     void prepare_many();
     ggml_status run(ggml_cgraph * graph, bool capture);
     ggml_status run_segment(ggml_cgraph * graph, int first, int last, int index, bool capture);
     bool capture(ggml_cgraph * graph);
     void drop_capture();
+    bool make_ready(cuda::graph recorded);
+    void launch_plan();
     void launch(operation & op);
     void launch_few(operation & op);
     void launch_many(operation & op);
