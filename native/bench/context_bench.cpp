@@ -3,9 +3,14 @@
 //
 //   context_bench LIBRARIES MODEL [--device CUDA0] [--depth 16384] [--keep 1,0.5,0.25] [--tokens 64] [--repeats 5]
 //                 [--prefill 4096] [--sequences 1] [--type f16|q8_0] [--threads N]
+//   context_bench LIBRARIES MODEL --budget MIB [--depth 4032] [--keep 1,0.5,0.25] [--tokens 64] [--device] [--type] [--threads]
 //   context_bench LIBRARIES MODEL --grid 1:32:512,2:512:32 [--device CUDA0] [--keep 1,0.5] [--repeats 1] [--type] [--threads]
 //
 // A kept fraction is carried out by dropping random slots of every head, each head its own number: 20% to 180% of the mean.
+// --budget MIB counts how many sequences of depth tokens fit a bound on the memory of K and V: prompts are read one after the
+// other, each with all of its slots at first, and what is not kept is dropped before the next one. Then all of them generate so
+// many tokens together under that bound.
+//
 // --prefill N also reads N tokens into empty contexts: unmodified, over the store, over the store with the statistic.
 //
 // --grid takes rows of FastGen's Table 2, batch:prompt:generated, and measures seconds end to end: so many prompts, one after
@@ -42,7 +47,7 @@ struct grid_row {
 
 struct options {
     std::string           device = "CPU", libraries, model;
-    int32_t               depth = 4096, tokens = 64, repeats = 0, prefill = 0, sequences = 1, threads = 0;
+    int32_t               depth = 4096, tokens = 64, repeats = 0, prefill = 0, sequences = 1, threads = 0, budget = 0;
     std::vector<double>   keep;
     std::vector<grid_row> grid;
     ggml_type             type = GGML_TYPE_F16;
@@ -84,12 +89,12 @@ struct engine {
         return (llama_token) (std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)))) - logits);
     }
 
-    // n tokens of each sequence, one sequence after another; next: what is most probable after them
-    void read(int32_t n, int32_t sequences, std::vector<llama_token> * next = nullptr) {
+    // n tokens of each sequence from first on, one sequence after another; next: what is most probable after them
+    void read(int32_t n, int32_t sequences, std::vector<llama_token> * next = nullptr, int32_t first = 0) {
         std::mt19937 rng(1);
         const int32_t most = (int32_t) llama_n_batch(context), vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
         llama_batch   batch = llama_batch_init(most, 0, 1);
-        for (int32_t s = 0; s < sequences; s++) {
+        for (int32_t s = first; s < first + sequences; s++) {
             for (int32_t at = 0; at < n; at += batch.n_tokens) {
                 batch.n_tokens = std::min(most, n - at);
                 for (int32_t i = 0; i < batch.n_tokens; i++) {
@@ -102,7 +107,7 @@ struct engine {
                 decode(batch);
             }
             if (next) {
-                (*next)[(size_t) s] = best(-1);
+                (*next)[(size_t) (s - first)] = best(-1);
             }
         }
         llama_synchronize(context);
@@ -169,16 +174,22 @@ struct engine {
 
     double random() { return rng() / 4294967296.0; }
 
-    void drop(double keep) {
+    // only: the one stream whose heads drop slots; -1: all do
+    void drop(double keep, int32_t only = -1) {
         std::vector<int32_t> slots;
         double               sum = 0;
         share.clear();
         held.clear();
-        each_head([&](int32_t, int32_t, int32_t) {
-            share.push_back(0.2 + 1.6 * random());
-            sum += share.back();
+        each_head([&](int32_t, int32_t stream, int32_t) {
+            if (only < 0 || stream == only) {
+                share.push_back(0.2 + 1.6 * random());
+                sum += share.back();
+            }
         });
         each_head([&](int32_t layer, int32_t stream, int32_t head) {
+            if (only >= 0 && stream != only) {
+                return;
+            }
             double & mine = share[held.size()];
             mine *= keep * (double) share.size() / sum; // the mean is exact however few heads there are
             slots.clear();
@@ -342,6 +353,58 @@ template <typename F> void run_grid(const options & o, llama_model * stock, llam
            "Below 100%% kept, random slots are dropped at %d tokens or after a longer prompt, and then every %d steps of what is new.\n", DROP_FROM, DROP_EVERY);
 }
 
+// How many sequences fit, and what they do together.
+void run_budget(const options & o, llama_model * model, llama_context_params params) {
+    printf("| kept   | sequences of %d tokens in %d MiB | t/s of all | KV, MiB |\n|---|---|---|---|\n", o.depth, o.budget);
+    double full = 0;
+    for (double keep : o.keep) {
+        params.n_seq_max = 64;
+        params.n_ctx     = (uint32_t) ((o.depth + o.tokens + 255) / 256 * 256) * params.n_seq_max;
+        engine        e("kvasir", model, params, true);
+        const int64_t budget = (int64_t) o.budget << 20;
+        int32_t n = 0;
+        int64_t to_come = 0; // bytes of what a sequence will generate
+        for (; n < (int32_t) params.n_seq_max; n++) {
+            kvasir_bytes before{}, after{};
+            kvasir_cache_bytes(e.cache, &before);
+            const int64_t left = budget - (n + 1) * to_come;
+            if (left <= 0 || kvasir_cache_limit(e.cache, left) != KVASIR_OK) {
+                break;
+            }
+            e.position = 0;
+            try {
+                e.read(o.depth, 1, nullptr, n);
+            } catch (const std::runtime_error &) {
+                llama_memory_seq_rm(llama_get_memory(e.context), n, -1, -1);
+                kvasir_cache_truncate(e.cache, n, 0);
+                break;
+            }
+            kvasir_cache_bytes(e.cache, &after);
+            if (to_come == 0) {
+                to_come = (after.row_bytes - before.row_bytes) / o.depth * (o.tokens + 64); // and the rest of a page
+            }
+            if (keep < 1) {
+                e.drop(keep, n);
+            }
+        }
+        kvasir_cache_limit(e.cache, budget);
+        double rate = 0;
+        if (n > 0) {
+            e.position = o.depth;
+            e.step(1, n);
+            const double begin = seconds();
+            e.step(o.tokens - 1, n);
+            rate = n * (o.tokens - 1) / (seconds() - begin);
+        }
+        kvasir_bytes bytes{};
+        kvasir_cache_bytes(e.cache, &bytes);
+        printf("| %5.1f%% | %32d | %10.1f | %7.1f |\n", 100 * keep, n, rate, (double) bytes.row_bytes / (1 << 20));
+        fflush(stdout);
+        full = (double) bytes.full_bytes / params.n_seq_max;
+    }
+    printf("\nUnmodified llama.cpp allocates %.1f MiB a sequence: %d fit.\n", full / (1 << 20), (int) (o.budget * (double) (1 << 20) / full));
+}
+
 int bench(int argc, char ** argv) {
     options o;
     o.libraries = argv[1];
@@ -360,6 +423,8 @@ int bench(int argc, char ** argv) {
             o.prefill = atoi(value.c_str());
         } else if (name == "--sequences") {
             o.sequences = atoi(value.c_str());
+        } else if (name == "--budget") {
+            o.budget = atoi(value.c_str());
         } else if (name == "--type") {
             o.type = value == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
         } else if (name == "--threads") {
@@ -433,6 +498,12 @@ int bench(int argc, char ** argv) {
 
     if (!o.grid.empty()) {
         run_grid(o, stock_model, our_model, params, free_memory);
+        llama_model_free(stock_model);
+        llama_model_free(our_model);
+        return 0;
+    }
+    if (o.budget > 0) {
+        run_budget(o, our_model, params);
         llama_model_free(stock_model);
         llama_model_free(our_model);
         return 0;
