@@ -166,6 +166,7 @@ final class RecoveryMeter {
     private int[] rankedPosition = new int[0];
     private byte[] rankedFlags = new byte[0];
     private double[] beyond = new double[0]; // mass at the distances that a window does not reach
+    private final int[] others = new int[groups.size()]; // that a group keeps as frequent at best
 
     void read(int layer, int head) {
       this.layer = layer;
@@ -208,9 +209,9 @@ final class RecoveryMeter {
         Arrays.fill(lost, 0);
         for (int bucket = bounds.length; bucket >= 0; bucket--) {
           total += addBucket(row, bucket);
-          for (var group : groups) {
-            if (group.bound == bucket - 1) {
-              lose(group, length, lost);
+          for (int g = 0; g < others.length; g++) {
+            if (groups.get(g).bound == bucket - 1) {
+              others[g] = lose(groups.get(g), length, lost);
             }
           }
         }
@@ -260,8 +261,10 @@ final class RecoveryMeter {
     /**
      * What the members of a group lose: the mass beyond their window of the columns that they do not
      * keep.
+     *
+     * @return columns that are neither pinned nor in the window
      */
-    private void lose(Group group, int length, double[] lost) {
+    private int lose(Group group, int length, double[] lost) {
       int inWindow = log.length() - group.window; // the first position
       int member = 0;
       int quota = quota(group, member, length);
@@ -281,6 +284,17 @@ final class RecoveryMeter {
         int c = group.members.get(m);
         lost[c] = m < member ? lost[c] + sum : 0;
       }
+      return passed;
+    }
+
+    /** Columns that are neither pinned nor in the grace period. */
+    private int countOthers(byte pinned) {
+      int inWindow = log.length() - policy.grace();
+      int count = 0;
+      for (int r = 0; r < slots; r++) {
+        count += isOther(r, pinned, inWindow) ? 1 : 0;
+      }
+      return count;
     }
 
     private boolean isOther(int r, byte pinned, int inWindow) {
@@ -291,12 +305,10 @@ final class RecoveryMeter {
     private int[] costs(int length) {
       var cost = new int[measured.size()];
       Arrays.fill(cost, slots);
-      for (var group : groups) {
-        int inWindow = log.length() - Math.max(group.window, policy.grace());
-        int always = 0;
-        for (int r = 0; r < slots; r++) {
-          always += isOther(r, group.pinned, inWindow) ? 0 : 1;
-        }
+      for (int g = 0; g < others.length; g++) {
+        var group = groups.get(g);
+        int other = group.window >= policy.grace() ? others[g] : countOthers(group.pinned);
+        int always = slots - other;
         for (int c : group.members) {
           cost[c] = Math.min(slots, always + measured.get(c).frequentIn(length));
         }
