@@ -270,11 +270,11 @@ final class RecoveryMeter {
       int quota = quota(group, member, length);
       int passed = 0;
       double sum = 0;
-      for (int r = 0; r < slots; r++) { // without a branch on what nobody can predict
-        boolean other = isOther(r, group.pinned, inWindow);
+      for (int r = 0; r < slots; r++) {
+        int other = other(r, group.pinned, inWindow);
         double before = sum;
-        sum += other ? beyond[r] : 0;
-        passed += other ? 1 : 0;
+        sum += other * beyond[r];
+        passed += other;
         while (passed > quota) {
           lost[group.members.get(member++)] = -before; // kept as frequent so far
           quota = quota(group, member, length);
@@ -292,13 +292,14 @@ final class RecoveryMeter {
       int inWindow = log.length() - policy.grace();
       int count = 0;
       for (int r = 0; r < slots; r++) {
-        count += isOther(r, pinned, inWindow) ? 1 : 0;
+        count += other(r, pinned, inWindow);
       }
       return count;
     }
 
-    private boolean isOther(int r, byte pinned, int inWindow) {
-      return (rankedFlags[r] & pinned) == 0 & rankedPosition[r] < inWindow;
+    /** 1 for a column that is neither pinned nor in the window, else 0: nobody could predict a branch. */
+    private int other(int r, byte pinned, int inWindow) {
+      return ((rankedFlags[r] & pinned) - 1 & rankedPosition[r] - inWindow) >>> 31;
     }
 
     /** Slots that every candidate keeps, the grace period included. */
