@@ -1,8 +1,11 @@
 package dev.kvasir.cache;
 
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
+import java.util.Optional;
 import java.util.OptionalDouble;
+import java.util.PriorityQueue;
 
 /** Chooses one candidate per head from their recoveries and costs. */
 final class Choice {
@@ -161,31 +164,41 @@ final class Choice {
     return choice;
   }
 
+  /** Another candidate for a head, and what recovery it gains per byte. */
+  private record Upgrade(int head, int candidate, long bytes, double rate) {}
+
+  /**
+   * Buys upgrades, the one that gains most per byte first; of equal ones that of the first head. A
+   * head's best upgrade stays its best one until it is bought, or too dear for what is left.
+   */
   private void spend(int[] choice, long left) {
-    while (true) {
-      double best = 0;
-      int bestHead = -1;
-      int bestCandidate = -1;
-      for (int h = 0; h < choice.length; h++) {
-        var head = heads.get(h);
-        for (int c = 0; c <= full; c++) {
-          long bytes = (long) (head.cost(c) - head.cost(choice[h])) * slotBytes[h];
-          double gain = head.recovery(c) - head.recovery(choice[h]);
-          // an upgrade at no cost comes before every other
-          double rate = bytes <= 0 ? Double.POSITIVE_INFINITY : gain / bytes;
-          if (gain > 0 && bytes <= left && rate > best) {
-            best = rate;
-            bestHead = h;
-            bestCandidate = c;
-          }
-        }
-      }
-      if (bestHead < 0) {
-        return;
-      }
-      var head = heads.get(bestHead);
-      left -= (long) (head.cost(bestCandidate) - head.cost(choice[bestHead])) * slotBytes[bestHead];
-      choice[bestHead] = bestCandidate;
+    var queue =
+        new PriorityQueue<Upgrade>(
+            Comparator.comparingDouble((Upgrade u) -> -u.rate).thenComparingInt(u -> u.head));
+    for (int h = 0; h < choice.length; h++) {
+      upgrade(choice, h, left).ifPresent(queue::add);
     }
+    for (Upgrade best = queue.poll(); best != null; best = queue.poll()) {
+      if (best.bytes <= left) {
+        left -= best.bytes;
+        choice[best.head] = best.candidate;
+      }
+      upgrade(choice, best.head, left).ifPresent(queue::add);
+    }
+  }
+
+  private Optional<Upgrade> upgrade(int[] choice, int h, long left) {
+    var head = heads.get(h);
+    Upgrade best = null;
+    for (int c = 0; c <= full; c++) {
+      long bytes = (long) (head.cost(c) - head.cost(choice[h])) * slotBytes[h];
+      double gain = head.recovery(c) - head.recovery(choice[h]);
+      // an upgrade at no cost comes before every other
+      double rate = bytes <= 0 ? Double.POSITIVE_INFINITY : gain / bytes;
+      if (gain > 0 && bytes <= left && (best == null || rate > best.rate)) {
+        best = new Upgrade(h, c, bytes, rate);
+      }
+    }
+    return Optional.ofNullable(best);
   }
 }

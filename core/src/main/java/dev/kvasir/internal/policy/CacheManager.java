@@ -6,7 +6,6 @@ import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Candidate;
 import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Full;
-import dev.kvasir.cache.HeadProfile;
 import dev.kvasir.cache.HeadUse;
 import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.cache.Pooling;
@@ -299,13 +298,8 @@ public final class CacheManager {
   }
 
   private Profile measure(FastGen policy, RecoveryMeter meter) {
-    var heads = new ArrayList<HeadProfile>();
-    for (int l = 0; l < store.layers(); l++) {
-      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
-        heads.add(meter.measure(l, h));
-      }
-    }
-    return new Profile(policy, log.length(), shapes(store), CandidateLists.of(policy), heads)
+    return new Profile(
+            policy, log.length(), shapes(store), CandidateLists.of(policy), meter.measure())
         .withTarget(policy.target());
   }
 

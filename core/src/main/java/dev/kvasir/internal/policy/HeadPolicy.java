@@ -159,8 +159,10 @@ final class HeadPolicy {
       }
     }
     frequentHeld = Math.min(others, quota());
-    Arrays.sort(scratch.rank, 0, others);
-    long least = frequentHeld == 0 ? Long.MAX_VALUE : scratch.rank[others - frequentHeld];
+    long least =
+        frequentHeld == 0
+            ? Long.MAX_VALUE
+            : Ranking.nth(scratch.rank, others, others - frequentHeld);
 
     int kept = 0;
     for (int s = 0; s < slots; s++) {

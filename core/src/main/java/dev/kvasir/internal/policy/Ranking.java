@@ -47,4 +47,43 @@ record Ranking(Score score, Weight weight) {
   static int positionOf(long rank) {
     return (int) rank;
   }
+
+  /**
+   * What would be at index {@code n} if the first {@code count} ranks were sorted; they are in
+   * another order afterwards. Ranks are distinct. Quickselect: O(count) on average.
+   */
+  static long nth(long[] ranks, int count, int n) {
+    int low = 0;
+    int high = count - 1;
+    while (low < high) {
+      long pivot = middle(ranks[low], ranks[(low + high) >>> 1], ranks[high]);
+      int i = low;
+      int j = high;
+      while (i <= j) {
+        while (ranks[i] < pivot) {
+          i++;
+        }
+        while (ranks[j] > pivot) {
+          j--;
+        }
+        if (i <= j) {
+          long swap = ranks[i];
+          ranks[i++] = ranks[j];
+          ranks[j--] = swap;
+        }
+      }
+      if (n <= j) {
+        high = j;
+      } else if (n >= i) {
+        low = i;
+      } else {
+        break;
+      }
+    }
+    return ranks[n];
+  }
+
+  private static long middle(long a, long b, long c) {
+    return Math.max(Math.min(a, b), Math.min(Math.max(a, b), c));
+  }
 }

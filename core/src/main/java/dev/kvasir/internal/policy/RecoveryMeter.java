@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.concurrent.ForkJoinPool;
 
 /**
  * Computes what every candidate recovers and costs in a head, from the statistic of the prompt.
@@ -22,8 +23,8 @@ import java.util.List;
  *
  * <p>In a sliding-window layer both lost and total are taken over the tokens that are still there.
  *
- * <p>All on the calling thread: 90 heads of 8,192 tokens take a fraction of what their prefill
- * takes, and the scratch arrays are reused from head to head.
+ * <p>The calling thread reads the store, a few heads at a time; threads of the common pool then
+ * measure one head each. Their arrays are reused from head to head.
  */
 final class RecoveryMeter {
 
@@ -40,18 +41,7 @@ final class RecoveryMeter {
   private final List<Candidate>
       measured; // the candidates and, where they are not among them, the paper's
   private final List<Group> groups;
-
-  // One head's columns by slot ...
-  private int[] position = new int[0];
-  private float[] statistic = new float[0];
-  private float[] norm = new float[0];
-  private final int[] slotAt; // by position
-  // ... and in descending order of rank
-  private long[] rank = new long[0];
-  private int[] rankedSlot = new int[0];
-  private int[] rankedPosition = new int[0];
-  private byte[] rankedFlags = new byte[0];
-  private double[] beyond = new double[0]; // mass at the distances that a window does not reach
+  private final Columns[] columns; // of the heads that are measured at once
 
   RecoveryMeter(
       CacheStore store,
@@ -67,12 +57,13 @@ final class RecoveryMeter {
     this.from = from;
     this.bounds = bounds;
     this.candidates = candidates;
-    this.slotAt = new int[log.length()];
     this.measured = new ArrayList<>(candidates);
     if (policy.candidates() != Candidates.PAPER) {
       measured.addAll(CandidateLists.paper(policy));
     }
     this.groups = groups();
+    this.columns = new Columns[ForkJoinPool.getCommonPoolParallelism() + 1];
+    Arrays.setAll(columns, i -> new Columns());
   }
 
   private List<Group> groups() {
@@ -112,145 +103,31 @@ final class RecoveryMeter {
     return window == 0 ? 0 : bounds[DistanceBounds.nearest(bounds, window)];
   }
 
-  /** Measures one head. The choice is left at keeping everything. */
-  HeadProfile measure(int layer, int head) {
-    var shape = store.shape(layer);
-    int slots = store.slots(layer, head);
-    int rows = policy.pooling() == Pooling.MIN ? shape.queryGroup() : 1;
-    int length = Math.min(log.length(), shape.cells());
-    read(layer, head, slots, rows);
-    sort(slots, rows);
-
-    var recovery = new double[measured.size()];
-    Arrays.fill(recovery, 1);
-    var lost = new double[measured.size()];
-    for (int row = 0; row < rows; row++) {
-      double total = 0;
-      Arrays.fill(beyond, 0, slots, 0);
-      Arrays.fill(lost, 0);
-      for (int bucket = bounds.length; bucket >= 0; bucket--) {
-        total += addBucket(row, bucket, slots);
-        for (var group : groups) {
-          if (group.bound == bucket - 1) {
-            lose(group, length, slots, lost);
-          }
+  /** Measures all heads, layer by layer. Every choice is left at keeping everything. */
+  List<HeadProfile> measure() {
+    var profiles = new ArrayList<HeadProfile>();
+    int waiting = 0;
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        columns[waiting++].read(l, h);
+        if (waiting == columns.length) {
+          profiles.addAll(measureRead(waiting));
+          waiting = 0;
         }
       }
-      for (int c = 0; c < lost.length; c++) {
-        double kept = total > 0 ? 1 - lost[c] / total : 1;
-        recovery[c] = Math.min(recovery[c], Math.clamp(kept, 0, 1));
-      }
     }
-    return profile(shape.layer(), head, recovery, costs(length, slots));
+    profiles.addAll(measureRead(waiting));
+    return profiles;
   }
 
-  private void read(int layer, int head, int slots, int rows) {
-    int values = Math.multiplyExact(rows * (bounds.length + 1), slots);
-    if (statistic.length < values) {
-      statistic = new float[values];
-    }
-    if (position.length < slots) {
-      position = new int[slots];
-      norm = new float[slots];
-      rank = new long[slots];
-      rankedSlot = new int[slots];
-      rankedPosition = new int[slots];
-      rankedFlags = new byte[slots];
-      beyond = new double[slots];
-    }
-    store.readStatistic(layer, head, statistic);
-    store.readPositions(layer, head, position, slots);
-    if (ranking.needsNorms()) {
-      store.valueNorms(layer, head, 0, slots, norm);
-    } else {
-      Arrays.fill(norm, 0, slots, 1);
-    }
-  }
-
-  private void sort(int slots, int rows) {
-    int last = log.length() - 1;
-    for (int s = 0; s < slots; s++) {
-      float attention = 0;
-      for (int i = s; i < rows * (bounds.length + 1) * slots; i += slots) {
-        attention += statistic[i];
-      }
-      slotAt[position[s]] = s;
-      rank[s] =
-          Ranking.rank(
-              ranking.score(attention / rows, position[s], norm[s], from, last), position[s]);
-    }
-    Arrays.sort(rank, 0, slots);
-    var flags = log.flags();
-    for (int r = 0; r < slots; r++) {
-      int at = Ranking.positionOf(rank[slots - 1 - r]);
-      rankedPosition[r] = at;
-      rankedSlot[r] = slotAt[at];
-      rankedFlags[r] = flags[at];
-    }
-  }
-
-  /** Adds a bucket to the mass beyond, and returns its sum. */
-  private double addBucket(int row, int bucket, int slots) {
-    int column = (row * (bounds.length + 1) + bucket) * slots;
-    double sum = 0;
-    for (int r = 0; r < slots; r++) {
-      int slot = rankedSlot[r];
-      double mass = (double) statistic[column + slot] * norm[slot];
-      beyond[r] += mass;
-      sum += mass;
-    }
-    return sum;
-  }
-
-  /**
-   * What the members of a group lose: the mass beyond their window of the columns that they do not
-   * keep.
-   */
-  private void lose(Group group, int length, int slots, double[] lost) {
-    int inWindow = log.length() - group.window; // the first position
-    int member = 0;
-    int quota = quota(group, member, length);
-    int passed = 0;
-    double sum = 0;
-    for (int r = 0; r < slots; r++) {
-      if ((rankedFlags[r] & group.pinned) == 0 && rankedPosition[r] < inWindow) {
-        while (passed == quota) {
-          lost[group.members.get(member++)] = -sum; // kept as frequent so far
-          quota = quota(group, member, length);
-        }
-        sum += beyond[r];
-        passed++;
-      }
-    }
-    for (int m = 0; m < group.members.size(); m++) {
-      int c = group.members.get(m);
-      lost[c] = m < member ? lost[c] + sum : 0;
-    }
+  private List<HeadProfile> measureRead(int heads) {
+    return Arrays.stream(columns, 0, heads).parallel().map(Columns::measure).toList();
   }
 
   private int quota(Group group, int member, int length) {
     return member < group.members.size()
         ? measured.get(group.members.get(member)).frequentIn(length)
         : Integer.MAX_VALUE;
-  }
-
-  /** Slots that every candidate keeps, the grace period included. */
-  private int[] costs(int length, int slots) {
-    var cost = new int[measured.size()];
-    Arrays.fill(cost, slots);
-    for (var group : groups) {
-      int inWindow = log.length() - Math.max(group.window, policy.grace());
-      int always = 0;
-      for (int r = 0; r < slots; r++) {
-        if ((rankedFlags[r] & group.pinned) != 0 || rankedPosition[r] >= inWindow) {
-          always++;
-        }
-      }
-      for (int c : group.members) {
-        cost[c] = Math.min(slots, always + measured.get(c).frequentIn(length));
-      }
-    }
-    return cost;
   }
 
   private HeadProfile profile(int modelLayer, int head, double[] recovery, int[] cost) {
@@ -270,5 +147,174 @@ final class RecoveryMeter {
         Arrays.copyOf(rounded, full + 1),
         Arrays.copyOf(cost, full + 1),
         paper);
+  }
+
+  /** One head's columns. */
+  private final class Columns {
+    private int layer;
+    private int head;
+    private int slots;
+    private int rows;
+    // by slot ...
+    private int[] position = new int[0];
+    private float[] statistic = new float[0];
+    private float[] norm = new float[0];
+    private final int[] slotAt = new int[log.length()]; // by position
+    // ... and in descending order of rank
+    private long[] rank = new long[0];
+    private int[] rankedSlot = new int[0];
+    private int[] rankedPosition = new int[0];
+    private byte[] rankedFlags = new byte[0];
+    private double[] beyond = new double[0]; // mass at the distances that a window does not reach
+    private final int[] others = new int[groups.size()]; // that a group keeps as frequent at best
+
+    void read(int layer, int head) {
+      this.layer = layer;
+      this.head = head;
+      slots = store.slots(layer, head);
+      rows = policy.pooling() == Pooling.MIN ? store.shape(layer).queryGroup() : 1;
+      int values = Math.multiplyExact(rows * (bounds.length + 1), slots);
+      if (statistic.length < values) {
+        statistic = new float[values];
+      }
+      if (position.length < slots) {
+        position = new int[slots];
+        norm = new float[slots];
+        rank = new long[slots];
+        rankedSlot = new int[slots];
+        rankedPosition = new int[slots];
+        rankedFlags = new byte[slots];
+        beyond = new double[slots];
+      }
+      store.readStatistic(layer, head, statistic);
+      store.readPositions(layer, head, position, slots);
+      if (ranking.needsNorms()) {
+        store.valueNorms(layer, head, 0, slots, norm);
+      } else {
+        Arrays.fill(norm, 0, slots, 1);
+      }
+    }
+
+    HeadProfile measure() {
+      var shape = store.shape(layer);
+      int length = Math.min(log.length(), shape.cells());
+      sort();
+
+      var recovery = new double[measured.size()];
+      Arrays.fill(recovery, 1);
+      var lost = new double[measured.size()];
+      for (int row = 0; row < rows; row++) {
+        double total = 0;
+        Arrays.fill(beyond, 0, slots, 0);
+        Arrays.fill(lost, 0);
+        for (int bucket = bounds.length; bucket >= 0; bucket--) {
+          total += addBucket(row, bucket);
+          for (int g = 0; g < others.length; g++) {
+            if (groups.get(g).bound == bucket - 1) {
+              others[g] = lose(groups.get(g), length, lost);
+            }
+          }
+        }
+        for (int c = 0; c < lost.length; c++) {
+          double kept = total > 0 ? 1 - lost[c] / total : 1;
+          recovery[c] = Math.min(recovery[c], Math.clamp(kept, 0, 1));
+        }
+      }
+      return profile(shape.layer(), head, recovery, costs(length));
+    }
+
+    private void sort() {
+      int last = log.length() - 1;
+      for (int s = 0; s < slots; s++) {
+        float attention = 0;
+        for (int i = s; i < rows * (bounds.length + 1) * slots; i += slots) {
+          attention += statistic[i];
+        }
+        slotAt[position[s]] = s;
+        rank[s] =
+            Ranking.rank(
+                ranking.score(attention / rows, position[s], norm[s], from, last), position[s]);
+      }
+      Arrays.sort(rank, 0, slots);
+      var flags = log.flags();
+      for (int r = 0; r < slots; r++) {
+        int at = Ranking.positionOf(rank[slots - 1 - r]);
+        rankedPosition[r] = at;
+        rankedSlot[r] = slotAt[at];
+        rankedFlags[r] = flags[at];
+      }
+    }
+
+    /** Adds a bucket to the mass beyond, and returns its sum. */
+    private double addBucket(int row, int bucket) {
+      int column = (row * (bounds.length + 1) + bucket) * slots;
+      double sum = 0;
+      for (int r = 0; r < slots; r++) {
+        int slot = rankedSlot[r];
+        double mass = (double) statistic[column + slot] * norm[slot];
+        beyond[r] += mass;
+        sum += mass;
+      }
+      return sum;
+    }
+
+    /**
+     * What the members of a group lose: the mass beyond their window of the columns that they do not
+     * keep.
+     *
+     * @return columns that are neither pinned nor in the window
+     */
+    private int lose(Group group, int length, double[] lost) {
+      int inWindow = log.length() - group.window; // the first position
+      int member = 0;
+      int quota = quota(group, member, length);
+      int passed = 0;
+      double sum = 0;
+      for (int r = 0; r < slots; r++) {
+        int other = other(r, group.pinned, inWindow);
+        double before = sum;
+        sum += other * beyond[r];
+        passed += other;
+        while (passed > quota) {
+          lost[group.members.get(member++)] = -before; // kept as frequent so far
+          quota = quota(group, member, length);
+        }
+      }
+      for (int m = 0; m < group.members.size(); m++) {
+        int c = group.members.get(m);
+        lost[c] = m < member ? lost[c] + sum : 0;
+      }
+      return passed;
+    }
+
+    /** Columns that are neither pinned nor in the grace period. */
+    private int countOthers(byte pinned) {
+      int inWindow = log.length() - policy.grace();
+      int count = 0;
+      for (int r = 0; r < slots; r++) {
+        count += other(r, pinned, inWindow);
+      }
+      return count;
+    }
+
+    /** 1 for a column that is neither pinned nor in the window, else 0: nobody could predict a branch. */
+    private int other(int r, byte pinned, int inWindow) {
+      return ((rankedFlags[r] & pinned) - 1 & rankedPosition[r] - inWindow) >>> 31;
+    }
+
+    /** Slots that every candidate keeps, the grace period included. */
+    private int[] costs(int length) {
+      var cost = new int[measured.size()];
+      Arrays.fill(cost, slots);
+      for (int g = 0; g < others.length; g++) {
+        var group = groups.get(g);
+        int other = group.window >= policy.grace() ? others[g] : countOthers(group.pinned);
+        int always = slots - other;
+        for (int c : group.members) {
+          cost[c] = Math.min(slots, always + measured.get(c).frequentIn(length));
+        }
+      }
+      return cost;
+    }
   }
 }

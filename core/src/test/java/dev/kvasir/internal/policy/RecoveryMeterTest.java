@@ -194,6 +194,29 @@ class RecoveryMeterTest {
   }
 
   @Test
+  void theNthRankIsTheOneThatSortingWouldPutThere() {
+    for (int round = 0; round < 300; round++) {
+      int count = 1 + random.nextInt(200);
+      var ranks = new long[count + 5]; // what lies behind is not looked at
+      for (int i = 0; i < ranks.length; i++) {
+        ranks[i] = Ranking.rank(round % 3 == 0 ? i / 7 : random.nextFloat(), i);
+      }
+      for (int i = count - 1; i > 0 && round % 2 == 0; i--) { // else they ascend
+        int other = random.nextInt(i + 1);
+        long swap = ranks[i];
+        ranks[i] = ranks[other];
+        ranks[other] = swap;
+      }
+      int n = random.nextInt(count);
+      var sorted = Arrays.copyOf(ranks, count);
+      Arrays.sort(sorted);
+      assertEquals(sorted[n], Ranking.nth(ranks, count, n), "seed " + seed);
+      Arrays.sort(ranks, 0, count);
+      assertArrayEquals(sorted, Arrays.copyOf(ranks, count), "seed " + seed);
+    }
+  }
+
+  @Test
   void ranksOrderByScoreAndThenByPosition() {
     var ranks = new long[200];
     var scores = new float[200];
