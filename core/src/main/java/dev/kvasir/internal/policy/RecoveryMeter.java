@@ -259,8 +259,8 @@ final class RecoveryMeter {
     }
 
     /**
-     * What the members of a group lose: the mass beyond their window of the columns that they do not
-     * keep.
+     * What the members of a group lose: the mass beyond their window of the columns that they do
+     * not keep.
      *
      * @return columns that are neither pinned nor in the window
      */
@@ -297,7 +297,10 @@ final class RecoveryMeter {
       return count;
     }
 
-    /** 1 for a column that is neither pinned nor in the window, else 0: nobody could predict a branch. */
+    /**
+     * 1 for a column that is neither pinned nor in the window, else 0: nobody could predict a
+     * branch.
+     */
     private int other(int r, byte pinned, int inWindow) {
       return ((rankedFlags[r] & pinned) - 1 & rankedPosition[r] - inWindow) >>> 31;
     }
