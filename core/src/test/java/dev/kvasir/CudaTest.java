@@ -101,11 +101,11 @@ class CudaTest {
   }
 
   /**
-   * Kvasir's kernels and ggml's, with the statistic counted on the host, change a profile by less
-   * than the products of quantised weights do, which the two devices round differently: what a
-   * profile on the GPU differs from one on the CPU by comes from these, and Kvasir's kernels add
+   * Kvasir's kernels and ggml's, with the statistic counted on the host, agree to 1e-3 over the
+   * same weights' products. What a profile on the GPU differs from one on the CPU by comes from
+   * these products, which quantised weights round differently on the two: Kvasir's kernels add
    * little. Single figures may be further apart, where two tokens with nearly the same score change
-   * places. Without quantised weights profiles agree to 1e-3 ({@link GpuTest}).
+   * places.
    */
   @ParameterizedTest
   @EnumSource(Candidates.class)
@@ -120,7 +120,7 @@ class CudaTest {
     Difference both = Difference.between(cpu, ours);
     String found = "kernels: %s; products: %s; both: %s".formatted(kernels, products, both);
     reporter.publishEntry("difference of recovery", found);
-    assertTrue(kernels.mean < products.mean, found);
+    assertTrue(kernels.mean < 1e-3, found);
     assertTrue(both.mean < 1.5 * products.mean + 2e-4, found);
     assertTrue(both.sameChoice >= products.sameChoice - 9, found);
   }
