@@ -143,6 +143,10 @@ void cuda_graph::describe(ggml_cgraph * graph, const std::vector<found_node> & f
     for (operation & op : operations_) {
         describe(op);
     }
+    for (size_t i = 0; i < operations_.size(); i++) {
+        const int32_t mask = operations_[i].mask;
+        operations_[i].mask_stays = mask < 0 || std::any_of(operations_.begin() + (ptrdiff_t) i + 1, operations_.end(), [mask](const operation & o) { return o.mask == mask; });
+    }
     if (std::any_of(operations_.begin(), operations_.end(), [](const operation & op) { return op.shape.kernel[0] == 0; })) {
         for (operation & op : operations_) { // one kind of kernel for all
             op.shape = {};
@@ -398,7 +402,6 @@ void cuda_graph::launch_few(operation & op) {
 }
 
 void cuda_graph::launch_many(operation & op) {
-    layer &            l = *op.l;
     attention_params & a = op.attention;
     if (op.mask >= 0) {
         seen_mask & m = masks_[(size_t) op.mask];
@@ -410,21 +413,26 @@ void cuda_graph::launch_many(operation & op) {
         }
         a.mask.views = views;
     }
-    const bool     scored = statistic_ || l.n_tracked > 0;
     prefill_params p{};
     p.a                = a;
     set_output(p, op.node);
-    p.lse              = scored ? (float *) lse_.at() : nullptr;
+    p.lse              = scored(op) ? (float *) lse_.at() : nullptr;
     p.partial          = (float *) partial_.at();
     p.arrived          = (int32_t *) arrived_.at();
     p.stages           = prefill_stages(a, limits_of(*gpu_));
     start(prefill_launch(a, limits_of(*gpu_)), p);
-    if (!scored) {
-        return;
+    if (scored(op)) { // ggml may write over the queries as soon as it goes on
+        start(statistic_queries_launch(a), statistic_of(op));
     }
+}
+
+bool cuda_graph::scored(const operation & op) const { return !op.shape.kernel[0] && (statistic_ || op.l->n_tracked > 0); }
+
+statistic_params cuda_graph::statistic_of(const operation & op) const {
+    const layer &    l = *op.l;
     statistic_params s{};
-    s.a         = a;
-    s.lse       = p.lse;
+    s.a         = op.attention;
+    s.lse       = (float *) lse_.at();
     s.workspace = (char *) statistic_memory_.at();
     s.track     = (const int32_t *) (store_->step() + track_at_) + op.rows->first_head() + (size_t) op.first_stream * l.n_head_kv;
     if (statistic_) {
@@ -439,9 +447,10 @@ void cuda_graph::launch_many(operation & op) {
         s.capacity    = c.capacity;
         s.track       = nullptr;
     }
-    start(statistic_queries_launch(a), s);
-    start(statistic_launch(a, gpu_->multiprocessors()), s);
+    return s;
 }
+
+void cuda_graph::launch_statistic(const operation & op) { start(statistic_launch(op.attention, gpu_->multiprocessors()), statistic_of(op)); }
 
 void cuda_graph::launch(operation & op) {
     layer & l = *op.l;
@@ -522,7 +531,13 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
         }
         ggml_then_us();
         launch(op);
+        if (scored(op) && !op.mask_stays) {
+            launch_statistic(op);
+        }
         us_then_ggml();
+        if (scored(op) && op.mask_stays) { // while ggml goes on
+            launch_statistic(op);
+        }
         first = op.last + 1;
     }
     const ggml_status status = run_segment(graph, first, graph->n_nodes, index, capture);

@@ -54,6 +54,7 @@ private:
         attention_params attention{};
         size_t        tokens_at = 0, slots_at = 0, pos_at = 0, open_at = 0; // in the step
         int32_t       mask = -1;      // of masks_
+        bool          mask_stays = true; // a later operation has the same one, or there is none
         size_t        segments_at = 0, scores_at = 0, lse_at = 0;
         int64_t       score_stride = 0;
     };
@@ -113,6 +114,9 @@ private:
     void launch(operation & op);
     void launch_few(operation & op);
     void launch_many(operation & op);
+    bool scored(const operation & op) const; // its weights are added up by a kernel of its own
+    statistic_params statistic_of(const operation & op) const;
+    void launch_statistic(const operation & op);
     template <typename P> void start(const kvasir::cuda::launch & l, const P & p) { gpu_->launch(store_->queue(), l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p); }
 };
 
