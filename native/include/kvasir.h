@@ -28,7 +28,7 @@ extern "C" {
 #define KVASIR_NOEXCEPT
 #endif
 
-#define KVASIR_ABI_VERSION 2
+#define KVASIR_ABI_VERSION 3
 
 struct llama_model;
 struct llama_context;
@@ -198,6 +198,31 @@ KVASIR_API enum kvasir_status kvasir_statistic_read(const struct kvasir_cache * 
 KVASIR_API enum kvasir_status kvasir_cache_track(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, int32_t on) KVASIR_NOEXCEPT;
 // Brings the scores in the head's view up to date. On the CPU they always are; a GPU accumulates them in its own memory.
 KVASIR_API enum kvasir_status kvasir_cache_scores(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head) KVASIR_NOEXCEPT;
+
+/* ---- scores, norms and sums of many heads at once ---- */
+
+enum kvasir_read {
+    KVASIR_READ_SCORES      = 0, // [n_slots] as kvasir_head_view.score
+    KVASIR_READ_VALUE_NORMS = 1, // [n_slots] as kvasir_cache_value_norms
+    KVASIR_READ_STATISTIC   = 2  // [rows][n_bounds + 1][n_slots] as kvasir_statistic_read's buckets; only of all slots
+};
+
+struct kvasir_fetch {
+    int32_t       layer;
+    int32_t       head;
+    int32_t       what;       // enum kvasir_read
+    int32_t       first_slot;
+    int32_t       n_slots;
+    const float * data;       // out: where it comes to
+};
+
+// Begins to bring to the host what the items name, of heads of one stream, as it is after all that was decoded, kept and evicted so
+// far. A GPU does so behind the graph that it is computing, and the call does not wait for it. data may be read once
+// kvasir_cache_fetched has returned, by any thread, until the next kvasir_cache_fetch for the same stream. When an item is
+// refused nothing is brought.
+KVASIR_API enum kvasir_status kvasir_cache_fetch(struct kvasir_cache * cache, int32_t stream, struct kvasir_fetch * items, int32_t n_items) KVASIR_NOEXCEPT;
+// waits for what the last kvasir_cache_fetch for the stream has begun
+KVASIR_API enum kvasir_status kvasir_cache_fetched(struct kvasir_cache * cache, int32_t stream) KVASIR_NOEXCEPT;
 
 /* ---- measurement ---- */
 

@@ -10,6 +10,7 @@
 #include "llama/api.h"
 #include "llama/chat_template.h"
 #include "store/cache.h"
+#include "store/cuda_store.h"
 
 #include <algorithm>
 #include <cmath>
@@ -101,6 +102,47 @@ void read_floats(const layer & l, bool is_k, int index, int32_t first, int32_t n
     l.rows->read(is_k, index, first, n, rows.data());
     for (int32_t i = 0; i < n; i++) {
         rows_read(f, rows.data(), i, to + (size_t) i * f.dim);
+    }
+}
+
+void value_norms(const layer & l, int index, int32_t first, int32_t n, float * norms) {
+    if (l.rows->value_norms(index, first, n, norms)) {
+        return;
+    }
+    const size_t       dim = (size_t) l.v.format.dim;
+    std::vector<float> values((size_t) n * dim);
+    read_floats(l, false, index, first, n, values.data());
+    for (size_t slot = 0; slot < (size_t) n; slot++) {
+        double sum = 0;
+        for (size_t d = slot * dim; d < (slot + 1) * dim; d++) {
+            sum += (double) values[d] * values[d];
+        }
+        norms[slot] = (float) std::sqrt(sum);
+    }
+}
+
+// what kvasir_cache_fetch has to bring of layers whose scores and sums are the host's
+void fetch_on_host(kvasir_cache & cache, int32_t stream, kvasir_fetch * items, int32_t n) {
+    std::vector<std::vector<float>> & data = cache.fetched[stream];
+    data.clear();
+    for (kvasir_fetch * item = items; item < items + n; item++) {
+        const layer & l = *cache.layers[(size_t) item->layer];
+        if (l.rows->accumulates()) {
+            continue;
+        }
+        const int          i = l.index(stream, item->head);
+        const head_store & h = l.heads[(size_t) i];
+        data.emplace_back((size_t) item->n_slots);
+        if (item->what == KVASIR_READ_SCORES) {
+            std::copy_n(h.score + item->first_slot, item->n_slots, data.back().begin());
+        } else if (item->what == KVASIR_READ_VALUE_NORMS) {
+            value_norms(l, i, item->first_slot, item->n_slots, data.back().data());
+        } else {
+            const statistic s = cache.statistic_of(l);
+            data.back().resize((size_t) item->n_slots * (size_t) (s.rows * (s.n_bounds + 1)));
+            l.read_sums(i, s, false, data.back().data());
+        }
+        item->data = data.back().data();
     }
 }
 
@@ -349,19 +391,7 @@ kvasir_status kvasir_cache_value_norms(const kvasir_cache * cache, int32_t index
         const head_store & h = l.heads[(size_t) i];
         require(first_slot >= 0 && n_slots >= 0 && first_slot <= h.n - n_slots, "no such slots");
         require(norms || n_slots == 0, "norms is NULL");
-        if (l.rows->value_norms(i, first_slot, n_slots, norms)) {
-            return;
-        }
-        const size_t       dim = (size_t) l.v.format.dim;
-        std::vector<float> values((size_t) n_slots * dim);
-        read_floats(l, false, i, first_slot, n_slots, values.data());
-        for (size_t slot = 0; slot < (size_t) n_slots; slot++) {
-            double sum = 0;
-            for (size_t d = slot * dim; d < (slot + 1) * dim; d++) {
-                sum += (double) values[d] * values[d];
-            }
-            norms[slot] = (float) std::sqrt(sum);
-        }
+        value_norms(l, i, first_slot, n_slots, norms);
     });
 }
 
@@ -414,6 +444,35 @@ kvasir_status kvasir_cache_scores(kvasir_cache * cache, int32_t index, int32_t s
     });
 }
 
+kvasir_status kvasir_cache_fetch(kvasir_cache * cache, int32_t stream, kvasir_fetch * items, int32_t n_items) noexcept {
+    return guarded([&] {
+        require(cache && n_items >= 0 && (items || n_items == 0), "cache or items is NULL, or n_items is negative");
+        for (int32_t i = 0; i < n_items; i++) {
+            kvasir_fetch & item = items[i];
+            const layer &  l    = cache->layer_at(item.layer);
+            const int32_t  n    = l.heads[(size_t) cache->head_at(l, stream, item.head)].n;
+            item.data = nullptr;
+            require(item.what >= KVASIR_READ_SCORES && item.what <= KVASIR_READ_STATISTIC, "what is not one of enum kvasir_read");
+            require(item.first_slot >= 0 && item.n_slots >= 0 && item.first_slot <= n - item.n_slots, "no such slots");
+            require(item.what != KVASIR_READ_STATISTIC || cache->statistic_on, "no statistic is running");
+            require(item.what != KVASIR_READ_STATISTIC || item.n_slots == n, "the statistic is fetched of all slots");
+        }
+        fetch_on_host(*cache, stream, items, n_items);
+        for (auto & [device, gpu] : cache->gpus) {
+            gpu->fetch(*cache, stream, items, n_items);
+        }
+    });
+}
+
+kvasir_status kvasir_cache_fetched(kvasir_cache * cache, int32_t stream) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        for (auto & [device, gpu] : cache->gpus) {
+            gpu->fetched(stream);
+        }
+    });
+}
+
 kvasir_status kvasir_cache_timings(kvasir_cache * cache, kvasir_timings * timings, int32_t reset) noexcept {
     return guarded([&] {
         require(cache != nullptr, "cache is NULL");
@@ -441,6 +500,7 @@ size_t kvasir_sizeof(const char * struct_name) noexcept {
     KVASIR_STRUCT(kvasir_bytes)
     KVASIR_STRUCT(kvasir_eviction)
     KVASIR_STRUCT(kvasir_statistic_params)
+    KVASIR_STRUCT(kvasir_fetch)
     KVASIR_STRUCT(kvasir_timings)
     KVASIR_STRUCT(kvasir_chat_message)
 #undef KVASIR_STRUCT

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <numeric>
 
 using namespace kvasir_test;
 
@@ -425,6 +426,93 @@ struct sums {
     std::vector<float> buckets, recent, scores;
 };
 
+// What is brought of all heads at once, and read after the next token and evictions, against what a twin reads of one head
+// after the other before them.
+void test_fetch() {
+    model_file    m(synthetic_model{});
+    context       c(m.ours, context_params(), true, path), twin(m.ours, context_params(), true, path);
+    const int32_t bounds[] = {1, 16, 100}, n_heads = synthetic_model{}.n_head_kv;
+    const size_t  columns  = 4;
+    std::vector<kvasir_fetch>       items;
+    std::vector<std::vector<float>> expected;
+    const auto both = [&](auto && f) {
+        for (context * x : {&c, &twin}) {
+            f(*x);
+        }
+    };
+    const auto begin = [&](std::initializer_list<kvasir_read> whats) {
+        items.clear();
+        expected.clear();
+        for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
+            for (int32_t h = 0; h < n_heads; h++) {
+                kvasir_head_view view;
+                kvasir_cache_head(twin.cache, l, 0, h, &view);
+                for (kvasir_read what : whats) {
+                    items.push_back({l, h, what, 0, *view.n_slots, nullptr});
+                    std::vector<float> values((size_t) *view.n_slots * (what == KVASIR_READ_STATISTIC ? columns : 1));
+                    kvasir_status      status = KVASIR_OK;
+                    if (what == KVASIR_READ_STATISTIC) {
+                        status = kvasir_statistic_read(twin.cache, l, 0, h, values.data(), nullptr, nullptr);
+                    } else if (what == KVASIR_READ_VALUE_NORMS) {
+                        status = kvasir_cache_value_norms(twin.cache, l, 0, h, 0, *view.n_slots, values.data());
+                    } else {
+                        status = kvasir_cache_scores(twin.cache, l, 0, h);
+                        values.assign(view.score, view.score + *view.n_slots);
+                    }
+                    CHECK(status == KVASIR_OK, "%s", kvasir_last_error());
+                    expected.push_back(values);
+                    if (what != KVASIR_READ_STATISTIC) { // some slots, which need not begin where a page does
+                        items.push_back({l, h, what, 37 + h, 70, nullptr});
+                        expected.emplace_back(values.begin() + 37 + h, values.begin() + 107 + h);
+                    }
+                }
+            }
+        }
+        CHECK(kvasir_cache_fetch(c.cache, 0, items.data(), (int32_t) items.size()) == KVASIR_OK, "%s", kvasir_last_error());
+    };
+    const auto end = [&](const char * when) {
+        CHECK(kvasir_cache_fetched(c.cache, 0) == KVASIR_OK, "%s", kvasir_last_error());
+        for (size_t i = 0; i < items.size(); i++) {
+            const std::vector<float> got(items[i].data, items[i].data + expected[i].size());
+            const float              sum = std::accumulate(got.begin(), got.end(), 0.0f);
+            CHECK(got == expected[i] && sum > 0, "%s: %d of layer %d, head %d, %d slots, sum %.3f", when, items[i].what, items[i].layer, items[i].head, items[i].n_slots, sum);
+        }
+    };
+    both([&](context & x) {
+        const kvasir_statistic_params params = {bounds, 3, -1, 0};
+        CHECK(kvasir_statistic_start(x.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+        x.decode(random_tokens(300, 3), 0);
+    });
+    begin({KVASIR_READ_STATISTIC, KVASIR_READ_VALUE_NORMS});
+    both([&](context & x) { x.decode({9}, 300); });
+    end("the statistic");
+    both([&](context & x) {
+        CHECK(kvasir_statistic_stop(x.cache) == KVASIR_OK, "%s", kvasir_last_error());
+        for (int32_t l = 0; l < kvasir_cache_n_layers(x.cache); l++) {
+            for (int32_t h = 0; h < n_heads; h++) {
+                kvasir_cache_track(x.cache, l, 0, h, 1);
+            }
+        }
+        evict_randomly(x.cache, 9, 0.3);
+    });
+    for (int32_t step = 0; step < 6; step++) {
+        begin({KVASIR_READ_SCORES, KVASIR_READ_VALUE_NORMS});
+        both([&](context & x) {
+            x.decode({5 + step}, 301 + step);
+            const kvasir_eviction evictions[] = {{0, 0, 1, 30 + step}, {1, 0, 0, 20}, {1, 0, 0, 3}};
+            CHECK(kvasir_cache_evict(x.cache, evictions, 3) == KVASIR_OK, "%s", kvasir_last_error());
+        });
+        end("scores");
+    }
+    kvasir_head_view view;
+    kvasir_cache_head(c.cache, 0, 0, 0, &view);
+    const int32_t n = *view.n_slots;
+    for (kvasir_fetch wrong : {kvasir_fetch{0, n_heads, KVASIR_READ_SCORES, 0, 1, nullptr}, {0, 0, KVASIR_READ_STATISTIC, 0, n, nullptr}, {0, 0, 3, 0, 1, nullptr},
+                               {0, 0, KVASIR_READ_SCORES, n, 1, nullptr}, {0, 0, KVASIR_READ_SCORES, -1, 1, nullptr}, {0, 0, KVASIR_READ_SCORES, 1, INT32_MAX, nullptr}}) {
+        CHECK(kvasir_cache_fetch(c.cache, 0, &wrong, 1) == KVASIR_INVALID_ARGUMENT, "%s", kvasir_last_error());
+    }
+}
+
 sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params) {
     sums s;
     CHECK(kvasir_statistic_start(c.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
@@ -580,7 +668,7 @@ int main(int argc, char ** argv) {
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
-                          {"statistic", test_statistic, false}, {"split", test_split, false}};
+                          {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
         if (wanted == NATIVE && (on_cpu || !*kvasir_kernels(device_name.c_str()))) {
             continue; // context_test has the CPU's

@@ -62,6 +62,21 @@ struct graph_update { // CUgraphExecUpdateResultInfo
     void * error_from_node;
 };
 
+// CUDA_MEMCPY2D
+enum { MEMORY_HOST = 1, MEMORY_DEVICE = 2 };
+struct copy_2d_side {
+    size_t     x, y;
+    int        memory;
+    void *     host;
+    device_ptr device;
+    void *     array;
+    size_t     pitch;
+};
+struct copy_2d {
+    copy_2d_side from, to;
+    size_t       bytes, rows;
+};
+
 // X(name, suffix of the symbol, parameters)
 #define KVASIR_CUDA_FUNCTIONS(X)                                                                                       \
     X(cuInit, "", (unsigned))                                                                                          \
@@ -99,6 +114,7 @@ struct graph_update { // CUgraphExecUpdateResultInfo
     X(cuMemcpyHtoDAsync, "_v2", (device_ptr, const void *, size_t, stream) )                                           \
     X(cuMemcpyDtoHAsync, "_v2", (void *, device_ptr, size_t, stream) )                                                 \
     X(cuMemcpyDtoDAsync, "_v2", (device_ptr, device_ptr, size_t, stream) )                                             \
+    X(cuMemcpy2DAsync, "_v2", (const copy_2d *, stream) )                                                              \
     X(cuMemsetD8Async, "", (device_ptr, unsigned char, size_t, stream) )                                               \
     X(cuMemAddressReserve, "", (device_ptr *, size_t, size_t, device_ptr, unsigned long long) )                        \
     X(cuMemAddressFree, "", (device_ptr, size_t) )                                                                     \

@@ -134,6 +134,8 @@ struct kvasir_cache {
 
     std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::cuda::cuda_store>> gpus; // what its layers on one GPU share
 
+    std::map<int32_t, std::vector<std::vector<float>>> fetched; // by stream, what kvasir_cache_fetch has brought of layers on the host
+
     std::atomic<int64_t> attention_ns{0}, append_ns{0};
     int64_t graphs = 0, graph_ns = 0, prepare_ns = 0, captures = 0;
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t STAGINGS = 4;
 constexpr int32_t AHEAD = 8; // tokens
+constexpr size_t SPARE_BYTES = (size_t) 8 << 20; // of pinned memory that stay when less is fetched than before
 constexpr size_t MOST_MOVES = 256; // of a head that wait: each new one is compared with them
 
 size_t grown(size_t wanted) {
@@ -20,6 +21,20 @@ size_t grown(size_t wanted) {
         size *= 2;
     }
     return size;
+}
+
+// Host memory that the device writes to and reads; its contents are lost when it grows.
+void reserve_pinned(void *& host, size_t & size, size_t bytes) {
+    if (bytes <= size) {
+        return;
+    }
+    if (host) {
+        check(cu().cuMemFreeHost(host), "pinned memory");
+        host = nullptr;
+        size = 0;
+    }
+    check(cu().cuMemHostAlloc(&host, grown(bytes), 0), "pinned memory");
+    size = grown(bytes);
 }
 
 int32_t pages_for(int32_t slots) { return (slots + PAGE_SLOTS - 1) / PAGE_SLOTS; }
@@ -69,6 +84,10 @@ cuda_store::~cuda_store() {
             cu().cuMemFreeHost(s.host);
         }
     }
+    for (auto & [stream, l] : landings_) {
+        cu().cuEventDestroy(l.done);
+        cu().cuMemFreeHost(l.host);
+    }
     cu().cuStreamDestroy(queue_);
 }
 
@@ -98,16 +117,24 @@ cuda_store::staging & cuda_store::next_staging(size_t bytes) {
     staging_    = (staging_ + 1) % STAGINGS;
     staging & s = stagings_[staging_];
     check(cu().cuEventSynchronize(s.used), "an event");
-    if (bytes > s.size) {
-        if (s.host) {
-            check(cu().cuMemFreeHost(s.host), "pinned memory");
-            s.host = nullptr;
-            s.size = 0;
-        }
-        check(cu().cuMemHostAlloc(&s.host, grown(bytes), 0), "pinned memory");
-        s.size = grown(bytes);
-    }
+    reserve_pinned(s.host, s.size, bytes);
     return s;
+}
+
+// The memory for what is fetched next, when nothing is written to it any more.
+cuda_store::landing & cuda_store::next_landing(int32_t stream, size_t bytes) {
+    landing & l = landings_[stream];
+    if (!l.done) {
+        check(cu().cuEventCreate(&l.done, EVENT_DISABLE_TIMING), "a CUDA event");
+    }
+    check(cu().cuEventSynchronize(l.done), "an event");
+    if (l.size > SPARE_BYTES && bytes < l.size / 8) { // profiling is over
+        check(cu().cuMemFreeHost(l.host), "pinned memory");
+        l.host = nullptr;
+        l.size = 0;
+    }
+    reserve_pinned(l.host, l.size, bytes);
+    return l;
 }
 
 device_ptr cuda_store::upload(const void * data, size_t bytes) {
@@ -256,6 +283,70 @@ void cuda_store::flush() {
         if (rows) {
             rows->label();
         }
+    }
+}
+
+// Kernels write scores and norms to the host's memory themselves, all heads in one launch; sums are copied.
+void cuda_store::fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch * items, int32_t n) {
+    std::vector<kvasir_fetch *> wanted[3];
+    size_t floats = 0;
+    const auto rows_of = [&](const kvasir_fetch & item) { return static_cast<cuda_rows *>(cache.layers[(size_t) item.layer]->rows.get()); };
+    const auto count = [&](const kvasir_fetch & item) {
+        const statistic_columns & c = rows_of(item)->columns_;
+        return (size_t) item.n_slots * (item.what == KVASIR_READ_STATISTIC ? (size_t) (c.rows * (c.n_bounds + 1)) : 1);
+    };
+    bool changing = false;
+    for (int32_t i = 0; i < n; i++) {
+        if (cache.layers[(size_t) items[i].layer]->rows->accumulates() && rows_of(items[i])->store_.get() == this && items[i].n_slots > 0) {
+            const cuda_rows * rows = rows_of(items[i]);
+            wanted[items[i].what].push_back(&items[i]);
+            floats += count(items[i]);
+            changing = changing || rows->queued_[(size_t) rows->layer_.index(stream, items[i].head)] != cuda_rows::NOTHING;
+        }
+    }
+    if (floats == 0) {
+        return;
+    }
+    current_context current(device_.primary());
+    if (changing) { // else what waits for other heads goes on waiting for more, to be launched together
+        run_queued();
+    }
+    const size_t   n_spans = wanted[KVASIR_READ_SCORES].size() + wanted[KVASIR_READ_VALUE_NORMS].size();
+    landing &      l       = next_landing(stream, n_spans * sizeof(span_item) + floats * sizeof(float));
+    span_item *    span    = (span_item *) l.host;
+    float *        data    = (float *) (span + n_spans);
+    const layer_pages * all = (const layer_pages *) layers();
+    for (const kvasir_read what : {KVASIR_READ_SCORES, KVASIR_READ_VALUE_NORMS}) {
+        const span_params p{all, span, (char *) data};
+        int64_t at      = 0;
+        int32_t longest = 0;
+        for (kvasir_fetch * item : wanted[what]) {
+            const cuda_rows * rows = rows_of(*item);
+            *span++    = {rows->index_, rows->layer_.index(stream, item->head), item->first_slot, item->n_slots, SIDE_V, 0, at};
+            item->data = data + at;
+            at += item->n_slots;
+            longest = std::max(longest, item->n_slots);
+        }
+        if (longest > 0) {
+            const launch k = span_launch(what == KVASIR_READ_SCORES ? "store_scores" : "store_value_norms", (int32_t) wanted[what].size(), longest);
+            device_.launch(queue_, k.kernel, k.grid_x, k.grid_y, 1, k.block, k.shared, p);
+        }
+        data += at;
+    }
+    for (kvasir_fetch * item : wanted[KVASIR_READ_STATISTIC]) {
+        cuda_rows * rows = rows_of(*item);
+        rows->copy_sums(rows->layer_.index(stream, item->head), 0, rows->columns_.rows * (rows->columns_.n_bounds + 1), item->n_slots, data);
+        item->data = data;
+        data += count(*item);
+    }
+    check(cu().cuEventRecord(l.done, queue_), "an event");
+}
+
+void cuda_store::fetched(int32_t stream) {
+    const auto found = landings_.find(stream);
+    if (found != landings_.end()) {
+        current_context current(device_.primary());
+        check(cu().cuEventSynchronize(found->second.done), "reading the KV cache");
     }
 }
 
@@ -574,13 +665,22 @@ void cuda_rows::read_sums(int head, int32_t first, int32_t count, int32_t n, flo
     }
     current_context current(store_->device_.primary());
     store_->run_queued();
-    const int32_t in_buckets = columns_.rows * (columns_.n_bounds + 1);
-    for (int32_t c = first; c < first + count; c++, sums += n) {
-        const float * from = c < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + c) * (size_t) columns_.capacity
-                                            : columns_.recent + ((size_t) head * columns_.rows + c - in_buckets) * (size_t) columns_.capacity;
-        check(cu().cuMemcpyDtoHAsync(sums, (device_ptr) from, (size_t) n * sizeof(float), store_->queue_), "reading the statistic");
-    }
+    copy_sums(head, first, count, n, sums);
     store_->synchronize();
+}
+
+// columns of all buckets, or of what recent queries added
+void cuda_rows::copy_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {
+    const int32_t in_buckets = columns_.rows * (columns_.n_bounds + 1);
+    const float * from = first < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + first) * (size_t) columns_.capacity
+                                            : columns_.recent + ((size_t) head * columns_.rows + first - in_buckets) * (size_t) columns_.capacity;
+    const size_t  bytes = (size_t) n * sizeof(float);
+    copy_2d       copy{};
+    copy.from  = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) from, nullptr, (size_t) columns_.capacity * sizeof(float)};
+    copy.to    = {0, 0, MEMORY_HOST, sums, 0, nullptr, bytes};
+    copy.bytes = bytes;
+    copy.rows  = (size_t) count;
+    check(cu().cuMemcpy2DAsync(&copy, store_->queue_), "reading the statistic");
 }
 
 void cuda_rows::stop_sums() {

@@ -17,6 +17,9 @@
 #include <memory>
 #include <vector>
 
+struct kvasir_cache;
+struct kvasir_fetch;
+
 namespace kvasir {
 struct layer;
 }
@@ -70,6 +73,10 @@ public:
 
     void flush();
 
+    // kvasir_cache_fetch, for those of the items that are of layers whose rows are here; stream is one of llama.cpp's
+    void fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch * items, int32_t n);
+    void fetched(int32_t stream);
+
     // Maps memory for the pages that the next tokens will take. Mapping takes a while: this is for when the GPU is busy.
     void map_ahead();
 
@@ -81,6 +88,11 @@ private:
         size_t        size = 0;
         device_buffer memory;
         event         used = nullptr;
+    };
+    struct landing { // what is fetched for a stream of llama.cpp's: [spans] of what kernels write, then the data
+        void * host = nullptr;
+        size_t size = 0;
+        event  done = nullptr;
     };
     struct page_owner {
         cuda_rows * rows;
@@ -96,6 +108,7 @@ private:
     stream                       queue_ = nullptr;
     std::vector<staging>         stagings_;
     size_t                       staging_ = 0;
+    std::map<int32_t, landing>   landings_;
     std::map<uint32_t, page_set> pages_; // by the size of a page
     std::vector<cuda_rows *>     rows_;  // by layer of the store
     int32_t                      n_heads_ = 0;
@@ -112,6 +125,7 @@ private:
     int32_t  add(cuda_rows * rows, int n_heads, uint32_t page_bytes); // returns the first of its heads
     void     remove(cuda_rows * rows);
     staging & next_staging(size_t bytes);
+    landing & next_landing(int32_t stream, size_t bytes);
     void     run_queued();      // keeps, moves, new pages, words
     void     return_memory();
     device_ptr columns();       // statistic_columns of all layers, or 0
@@ -176,6 +190,7 @@ private:
     void give_back(int head, int32_t pages);
     void span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data);
     void fetch(const char * kernel, int head, int32_t side, int32_t first, int32_t n, void * to, size_t slot_bytes);
+    void copy_sums(int head, int32_t first, int32_t count, int32_t n, float * sums);
     void label();
     void clear_sums(int head, int32_t first, int32_t n);
 };

@@ -43,6 +43,11 @@ static_assert(sizeof(mem_properties) == sizeof(CUmemAllocationProp) && offsetof(
               offsetof(mem_properties, win32_metadata) == offsetof(CUmemAllocationProp, win32HandleMetaData) &&
               offsetof(mem_properties, flags) == offsetof(CUmemAllocationProp, allocFlags));
 static_assert(sizeof(graph_update) == sizeof(CUgraphExecUpdateResultInfo));
+static_assert((int) MEMORY_HOST == (int) CU_MEMORYTYPE_HOST && (int) MEMORY_DEVICE == (int) CU_MEMORYTYPE_DEVICE);
+static_assert(sizeof(copy_2d) == sizeof(CUDA_MEMCPY2D) && offsetof(copy_2d, from.device) == offsetof(CUDA_MEMCPY2D, srcDevice) &&
+              offsetof(copy_2d, from.pitch) == offsetof(CUDA_MEMCPY2D, srcPitch) && offsetof(copy_2d, to) == offsetof(CUDA_MEMCPY2D, dstXInBytes) &&
+              offsetof(copy_2d, to.host) == offsetof(CUDA_MEMCPY2D, dstHost) && offsetof(copy_2d, to.pitch) == offsetof(CUDA_MEMCPY2D, dstPitch) &&
+              offsetof(copy_2d, bytes) == offsetof(CUDA_MEMCPY2D, WidthInBytes) && offsetof(copy_2d, rows) == offsetof(CUDA_MEMCPY2D, Height));
 static_assert(sizeof(mem_access) == sizeof(CUmemAccessDesc) && offsetof(mem_access, flags) == offsetof(CUmemAccessDesc, flags));
 
 // cuda.h renames functions to their current versions by macros: what a name expands to is the symbol that the driver has

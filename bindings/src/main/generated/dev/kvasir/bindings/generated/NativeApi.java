@@ -113,10 +113,10 @@ public class NativeApi extends NativeApi$shared {
     public static int LLAMA_STATE_SEQ_FLAGS_ON_DEVICE() {
         return LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
     }
-    private static final int KVASIR_ABI_VERSION = (int)2L;
+    private static final int KVASIR_ABI_VERSION = (int)3L;
     /**
      * {@snippet lang=c :
-     * #define KVASIR_ABI_VERSION 2
+     * #define KVASIR_ABI_VERSION 3
      * }
      */
     public static int KVASIR_ABI_VERSION() {
@@ -17413,6 +17413,151 @@ public class NativeApi extends NativeApi$shared {
         var mh$ = kvasir_cache_scores.HANDLE;
         try {
             return (int)mh$.invokeExact(cache, layer, stream, head);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+    private static final int KVASIR_READ_SCORES = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_read.KVASIR_READ_SCORES = 0
+     * }
+     */
+    public static int KVASIR_READ_SCORES() {
+        return KVASIR_READ_SCORES;
+    }
+    private static final int KVASIR_READ_VALUE_NORMS = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_read.KVASIR_READ_VALUE_NORMS = 1
+     * }
+     */
+    public static int KVASIR_READ_VALUE_NORMS() {
+        return KVASIR_READ_VALUE_NORMS;
+    }
+    private static final int KVASIR_READ_STATISTIC = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_read.KVASIR_READ_STATISTIC = 2
+     * }
+     */
+    public static int KVASIR_READ_STATISTIC() {
+        return KVASIR_READ_STATISTIC;
+    }
+
+    private static class kvasir_cache_fetch {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_fetch");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetch(struct kvasir_cache *cache, int32_t stream, struct kvasir_fetch *items, int32_t n_items)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_fetch$descriptor() {
+        return kvasir_cache_fetch.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetch(struct kvasir_cache *cache, int32_t stream, struct kvasir_fetch *items, int32_t n_items)
+     * }
+     */
+    public static MethodHandle kvasir_cache_fetch$handle() {
+        return kvasir_cache_fetch.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetch(struct kvasir_cache *cache, int32_t stream, struct kvasir_fetch *items, int32_t n_items)
+     * }
+     */
+    public static MemorySegment kvasir_cache_fetch$address() {
+        return kvasir_cache_fetch.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetch(struct kvasir_cache *cache, int32_t stream, struct kvasir_fetch *items, int32_t n_items)
+     * }
+     */
+    public static int kvasir_cache_fetch(MemorySegment cache, int stream, MemorySegment items, int n_items) {
+        var mh$ = kvasir_cache_fetch.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, stream, items, n_items);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_cache_fetched {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_fetched");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetched(struct kvasir_cache *cache, int32_t stream)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_fetched$descriptor() {
+        return kvasir_cache_fetched.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetched(struct kvasir_cache *cache, int32_t stream)
+     * }
+     */
+    public static MethodHandle kvasir_cache_fetched$handle() {
+        return kvasir_cache_fetched.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetched(struct kvasir_cache *cache, int32_t stream)
+     * }
+     */
+    public static MemorySegment kvasir_cache_fetched$address() {
+        return kvasir_cache_fetched.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_fetched(struct kvasir_cache *cache, int32_t stream)
+     * }
+     */
+    public static int kvasir_cache_fetched(MemorySegment cache, int stream) {
+        var mh$ = kvasir_cache_fetched.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, stream);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
