@@ -592,6 +592,7 @@ public final class Session implements AutoCloseable {
     hasLogits = true;
     if (cache != null) {
       cache.afterDecodeStep(token);
+      cache.prepareStep();
     }
   }
 

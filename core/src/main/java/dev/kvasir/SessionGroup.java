@@ -183,6 +183,7 @@ public final class SessionGroup implements AutoCloseable {
         caches.get(sequence).afterDecodeStep(tokens[sequence]);
       }
     }
+    caches.forEach(CacheManager::prepareStep);
   }
 
   /**

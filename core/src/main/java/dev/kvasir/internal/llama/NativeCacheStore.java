@@ -4,6 +4,7 @@ import dev.kvasir.KvasirException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.kvasir_bytes;
 import dev.kvasir.bindings.generated.kvasir_eviction;
+import dev.kvasir.bindings.generated.kvasir_fetch;
 import dev.kvasir.bindings.generated.kvasir_head_view;
 import dev.kvasir.bindings.generated.kvasir_layer_info;
 import dev.kvasir.bindings.generated.kvasir_statistic_params;
@@ -13,11 +14,12 @@ import dev.kvasir.internal.policy.LayerShape;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
 
 /**
  * What the store of one context holds of one sequence, which is a stream of llama.cpp's. The slot
  * tables of every head are read where the native code keeps them: their addresses are asked for
- * once. Evictions are gathered off-heap, and carried out by one call.
+ * once. Evictions are gathered off-heap, and carried out by one call, and so is what is read ahead.
  */
 final class NativeCacheStore implements CacheStore {
   private final MemorySegment cache;
@@ -28,8 +30,39 @@ final class NativeCacheStore implements CacheStore {
   private final boolean[] scoresAtHand;
   private final HeadView[][] heads;
   private final MemorySegment scratch;
+  private final int mostHeads; // KV heads of a layer
+  private final int[] indexAhead; // of an item, by reading, layer and head; -1: there is none
   private MemorySegment evictions;
   private int evictionCount;
+  private Items announced;
+  private Items ahead; // what the last readAhead began to bring
+  private boolean waiting; // for what is ahead
+
+  /** An array of {@code kvasir_fetch}. */
+  private static final class Items {
+    private final Arena arena;
+    private MemorySegment all;
+    private int count;
+
+    Items(Arena arena) {
+      this.arena = arena;
+      all = kvasir_fetch.allocateArray(64, arena);
+    }
+
+    MemorySegment get(int index) {
+      return kvasir_fetch.asSlice(all, index);
+    }
+
+    MemorySegment add() {
+      long bytes = kvasir_fetch.sizeof();
+      if (count * bytes == all.byteSize()) {
+        MemorySegment larger = kvasir_fetch.allocateArray(2L * count, arena);
+        larger.copyFrom(all);
+        all = larger;
+      }
+      return get(count++);
+    }
+  }
 
   private record HeadView(
       MemorySegment slots,
@@ -48,6 +81,7 @@ final class NativeCacheStore implements CacheStore {
     scoresAtHand = new boolean[layers];
     heads = new HeadView[layers][];
     int mostCells = 1;
+    int mostHeads = 1;
     int allHeads = 0;
     try (Arena local = Arena.ofConfined()) {
       MemorySegment info = kvasir_layer_info.allocate(local);
@@ -75,6 +109,7 @@ final class NativeCacheStore implements CacheStore {
                     : model.deviceOf(shapes[layer].layer()).attentionPath());
         scoresAtHand[layer] = kvasir_layer_info.scores_at_hand(info) != 0;
         mostCells = Math.max(mostCells, cells);
+        mostHeads = Math.max(mostHeads, kvHeads);
         allHeads += kvHeads;
         heads[layer] = new HeadView[kvHeads];
         for (int head = 0; head < kvHeads; head++) {
@@ -93,6 +128,11 @@ final class NativeCacheStore implements CacheStore {
     }
     scratch = arena.allocate(ValueLayout.JAVA_INT, mostCells);
     evictions = kvasir_eviction.allocateArray(Math.max(64, 2L * allHeads), arena);
+    this.mostHeads = mostHeads;
+    announced = new Items(arena);
+    ahead = new Items(arena);
+    indexAhead = new int[Reading.values().length * layers * mostHeads];
+    Arrays.fill(indexAhead, -1);
   }
 
   private static void check(int status, String what) {
@@ -137,11 +177,6 @@ final class NativeCacheStore implements CacheStore {
   }
 
   @Override
-  public float score(int layer, int head, int slot) {
-    return heads[layer][head].score.getAtIndex(ValueLayout.JAVA_FLOAT, slot);
-  }
-
-  @Override
   public int slotOfCell(int layer, int head, int cell) {
     return heads[layer][head].slotPlusOne.getAtIndex(ValueLayout.JAVA_INT, cell) - 1;
   }
@@ -156,12 +191,98 @@ final class NativeCacheStore implements CacheStore {
     MemorySegment.copy(heads[layer][head].cell, ValueLayout.JAVA_INT, 0, into, 0, count);
   }
 
+  private static int whatOf(Reading reading) {
+    return switch (reading) {
+      case SCORES -> NativeApi.KVASIR_READ_SCORES();
+      case VALUE_NORMS -> NativeApi.KVASIR_READ_VALUE_NORMS();
+      case STATISTIC -> NativeApi.KVASIR_READ_STATISTIC();
+    };
+  }
+
+  private int placeOf(int what, int layer, int head) {
+    return (what * shapes.length + layer) * mostHeads + head;
+  }
+
+  private void setIndexAhead(int item, int index) {
+    MemorySegment of = ahead.get(item);
+    indexAhead[placeOf(kvasir_fetch.what(of), kvasir_fetch.layer(of), kvasir_fetch.head(of))] =
+        index;
+  }
+
   @Override
-  public void readScores(int layer, int head, float[] into, int count) {
+  public void announce(int layer, int head, Reading reading, int first, int count) {
+    MemorySegment item = announced.add();
+    kvasir_fetch.layer(item, layer);
+    kvasir_fetch.head(item, head);
+    kvasir_fetch.what(item, whatOf(reading));
+    kvasir_fetch.first_slot(item, first);
+    kvasir_fetch.n_slots(item, count);
+  }
+
+  @Override
+  public void readAhead() {
+    for (int i = 0; i < ahead.count; i++) {
+      setIndexAhead(i, -1);
+    }
+    boolean anything = ahead.count > 0 || announced.count > 0;
+    Items begun = announced;
+    announced = ahead;
+    announced.count = 0;
+    ahead = begun;
+    if (anything) { // when nothing was announced, memory is returned
+      check(NativeApi.kvasir_cache_fetch(cache, stream, ahead.all, ahead.count), "read many heads");
+    }
+    waiting = ahead.count > 0;
+    for (int i = 0; i < ahead.count; i++) {
+      setIndexAhead(i, i);
+    }
+  }
+
+  @Override
+  public void awaitAhead() {
+    if (waiting) {
+      check(NativeApi.kvasir_cache_fetched(cache, stream), "read many heads");
+      waiting = false;
+    }
+  }
+
+  /** Copies what was read ahead of a head; false when these slots were not. */
+  private boolean copyAhead(
+      Reading reading, int layer, int head, int first, int count, float[] into) {
+    int index = indexAhead[placeOf(whatOf(reading), layer, head)];
+    if (index < 0) {
+      return false;
+    }
+    MemorySegment item = ahead.get(index);
+    int skipped = first - kvasir_fetch.first_slot(item);
+    if (skipped < 0 || skipped + count > kvasir_fetch.n_slots(item)) {
+      return false;
+    }
+    copyAhead(item, skipped, into, count);
+    return true;
+  }
+
+  private void copyAhead(MemorySegment item, int from, float[] into, int count) {
+    awaitAhead();
+    MemorySegment data = kvasir_fetch.data(item).reinterpret((long) (from + count) * Float.BYTES);
+    MemorySegment.copy(data, ValueLayout.JAVA_FLOAT, (long) from * Float.BYTES, into, 0, count);
+  }
+
+  @Override
+  public void readScores(int layer, int head, int first, int count, float[] into) {
+    if (copyAhead(Reading.SCORES, layer, head, first, count, into)) {
+      return;
+    }
     if (!scoresAtHand[layer]) {
       check(NativeApi.kvasir_cache_scores(cache, layer, stream, head), "read a head's scores");
     }
-    MemorySegment.copy(heads[layer][head].score, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
+    MemorySegment.copy(
+        heads[layer][head].score,
+        ValueLayout.JAVA_FLOAT,
+        (long) first * Float.BYTES,
+        into,
+        0,
+        count);
   }
 
   @Override
@@ -220,20 +341,19 @@ final class NativeCacheStore implements CacheStore {
   }
 
   @Override
-  public void readStatistic(int layer, int head, float[] into) {
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment buckets = local.allocate(ValueLayout.JAVA_FLOAT, Math.max(1, into.length));
-      MemorySegment queries = local.allocate(ValueLayout.JAVA_LONG);
-      check(
-          NativeApi.kvasir_statistic_read(
-              cache, layer, stream, head, buckets, MemorySegment.NULL, queries),
-          "read the statistic of a head");
-      MemorySegment.copy(buckets, ValueLayout.JAVA_FLOAT, 0, into, 0, into.length);
+  public void readStatistic(int layer, int head, float[] into, int count) {
+    int index = indexAhead[placeOf(whatOf(Reading.STATISTIC), layer, head)];
+    if (index < 0) {
+      throw new IllegalStateException("The statistic of the head was not read ahead");
     }
+    copyAhead(ahead.get(index), 0, into, count);
   }
 
   @Override
   public void valueNorms(int layer, int head, int first, int count, float[] into) {
+    if (copyAhead(Reading.VALUE_NORMS, layer, head, first, count, into)) {
+      return;
+    }
     check(
         NativeApi.kvasir_cache_value_norms(cache, layer, stream, head, first, count, scratch),
         "measure value rows");

@@ -14,8 +14,11 @@ import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Uniform;
 import dev.kvasir.cache.Weight;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.concurrent.ForkJoinPool;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -45,7 +48,7 @@ public final class CacheManager {
   private final TokenLog log;
   private final CellMap[] cells; // by layer; the layers of one of llama.cpp's caches share one
   private final List<CellMap> cellMaps = new ArrayList<>();
-  private final HeadPolicy.Scratch scratch = new HeadPolicy.Scratch();
+  private final HeadPolicy.Scratch[] scratches; // of the heads that are compacted at once
 
   private boolean tracking;
   private boolean decided;
@@ -104,6 +107,8 @@ public final class CacheManager {
     for (int l = 0; l < store.layers(); l++) {
       capacity = Math.max(capacity, store.shape(l).cells());
     }
+    scratches = new HeadPolicy.Scratch[ForkJoinPool.getCommonPoolParallelism() + 1];
+    Arrays.setAll(scratches, i -> new HeadPolicy.Scratch());
     log = new TokenLog(kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
     CellMap base = null;
@@ -204,6 +209,17 @@ public final class CacheManager {
   }
 
   /**
+   * To be called after {@link #afterDecodeStep} of all sequences that were decoded together: gets
+   * ready for the next step, so that it waits for nothing.
+   */
+  public void prepareStep() {
+    for (var head : dropping) {
+      head.prepareStep();
+    }
+    store.readAhead();
+  }
+
+  /**
    * To be called when the sequence has been emptied. What was chosen for it is forgotten; a reused
    * profile is not.
    */
@@ -223,6 +239,7 @@ public final class CacheManager {
     profile = given;
     chosen = List.of();
     dropping = new HeadPolicy[0];
+    store.readAhead(); // forgets what was
     log.clear();
     cellMaps.forEach(CellMap::clear);
   }
@@ -236,6 +253,10 @@ public final class CacheManager {
       bounds = null;
       store.stopStatistic();
     }
+    for (var head : dropping) {
+      head.forgetPrepared();
+    }
+    store.readAhead();
   }
 
   /**
@@ -329,7 +350,7 @@ public final class CacheManager {
   }
 
   private void give(List<Candidate> choice, @Nullable RecoveryMeter meter) {
-    var common = new HeadPolicy.Common(store, log, ranking, scoredFrom, grace, scratch);
+    var common = new HeadPolicy.Common(store, log, ranking, scoredFrom, grace, scratches[0]);
     var heads = new ArrayList<HeadPolicy>();
     int next = 0;
     for (int l = 0; l < store.layers(); l++) {
@@ -352,10 +373,23 @@ public final class CacheManager {
     cellMaps.forEach(map -> map.readAll(log.length()));
   }
 
+  /** Some heads at a time: threads of the common pool choose, and this one carries it out. */
   private void compact() {
-    for (var head : dropping) {
-      head.compact();
+    for (int from = 0; from < dropping.length; from += scratches.length) {
+      int at = from;
+      int count = Math.min(scratches.length, dropping.length - from);
+      for (int i = 0; i < count; i++) {
+        dropping[at + i].announce();
+      }
+      store.readAhead();
+      store.awaitAhead();
+      IntStream.range(0, count).parallel().forEach(i -> dropping[at + i].choose(scratches[i]));
+      for (int i = 0; i < count; i++) {
+        dropping[at + i].keepChosen(scratches[i]);
+      }
     }
+    store.readAhead(); // forgets what was read: the slots are others now
+    prepareStep();
   }
 
   private static List<Profile.Layer> shapes(CacheStore store) {

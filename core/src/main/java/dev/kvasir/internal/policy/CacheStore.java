@@ -32,16 +32,40 @@ public interface CacheStore {
   int cell(int layer, int head, int slot);
 
   /**
-   * Whether scores and norms of single slots can be read at every step. A GPU keeps them in its own
-   * memory: there they are read for all slots of a head at once, now and then.
+   * Whether scores and norms can be read at any time. A GPU keeps them in its own memory: what was
+   * not {@linkplain #readAhead read ahead} there waits for what it is computing.
    */
   boolean scoresAtHand(int layer);
 
+  /** What is read of a head's slots. */
+  enum Reading {
+    /** {@link #readScores}. */
+    SCORES,
+    /** {@link #valueNorms}. */
+    VALUE_NORMS,
+    /** {@link #readStatistic}. */
+    STATISTIC
+  }
+
   /**
-   * Attention that the token in a slot received since tracking began, averaged over the query
-   * group. Where scores are not at hand: as of the last {@link #readScores}.
+   * Asks for what the next {@link #readAhead} is to bring, of {@code count} slots from {@code
+   * first} on; the statistic only of all slots. At most once for a head and reading.
    */
-  float score(int layer, int head, int slot);
+  void announce(int layer, int head, Reading reading, int first, int count);
+
+  /**
+   * Begins to bring all that was announced, as it is now, and forgets what was brought before. A
+   * GPU does so behind what it is computing, and the call does not wait for it.
+   *
+   * <p>From then on that is what the reading methods return, whatever becomes of the slots: the
+   * entries are those of the slots at this time. The first one waits for it.
+   */
+  void readAhead();
+
+  /**
+   * Waits for what is read ahead. After that several threads may read it, and positions, at once.
+   */
+  void awaitAhead();
 
   /** The slot that holds a cell's token, or -1. */
   int slotOfCell(int layer, int head, int cell);
@@ -52,12 +76,16 @@ public interface CacheStore {
   /** Copies the first {@code count} entries of the head's cells. */
   void readCells(int layer, int head, int[] into, int count);
 
-  /** Copies the first {@code count} entries of the head's scores. */
-  void readScores(int layer, int head, float[] into, int count);
+  /**
+   * Copies the scores of {@code count} slots from {@code first} on to {@code into[0 .. count)}:
+   * those that were {@linkplain #readAhead read ahead}, if all of these were, else those of now.
+   */
+  void readScores(int layer, int head, int first, int count, float[] into);
 
   /**
    * Euclidean norms of the value rows of {@code count} slots from {@code first} on, written to
-   * {@code into[0 .. count)}.
+   * {@code into[0 .. count)}: as they were {@linkplain #readAhead read ahead}, if all of these
+   * were.
    */
   void valueNorms(int layer, int head, int first, int count, float[] into);
 
@@ -95,9 +123,10 @@ public interface CacheStore {
 
   /**
    * Reads one head's sums: {@code [rows][bounds + 1][slots]}, row-major, with as many rows as query
-   * heads when the statistic was started per query head, else one.
+   * heads when the statistic was started per query head, else one; {@code count} sums in all. They
+   * must have been {@linkplain #readAhead read ahead}.
    */
-  void readStatistic(int layer, int head, float[] into);
+  void readStatistic(int layer, int head, float[] into, int count);
 
   /** Bytes of memory pages that the store occupies now (keys, values and slot tables). */
   long residentBytes();

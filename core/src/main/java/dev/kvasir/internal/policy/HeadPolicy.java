@@ -14,6 +14,10 @@ import java.util.Arrays;
  * between takes its place among them if it ranks below any of them. Batches grow with the number of
  * slots, so that the passes, too, cost O(1) per step.
  *
+ * <p>A step works by the scores as they were after the step before: where they are not at hand
+ * ({@link CacheStore#scoresAtHand}) they are asked for then, so that no step waits for the GPU,
+ * which is computing the token meanwhile. On every device the same tokens are kept.
+ *
  * <p>In a sliding-window layer tokens also vanish by themselves, when llama.cpp gives their cells
  * to new ones; the policy then holds among the tokens that are still there, and the current length
  * is at most the number of the layer's cells.
@@ -21,7 +25,6 @@ import java.util.Arrays;
 final class HeadPolicy {
   private static final int SMALLEST_BATCH = 16;
   private static final int SLOTS_PER_RANKED = 32;
-  private static final int FREQUENT_PER_UNRANKED = 8;
 
   /**
    * What all heads of a sequence have in common.
@@ -31,7 +34,7 @@ final class HeadPolicy {
    * @param ranking order of the frequent tokens
    * @param scoredFrom position of the first query that the store's scores count
    * @param grace least window
-   * @param scratch arrays for passes over one head's slots
+   * @param scratch arrays for the passes of {@link #step}
    */
   record Common(
       CacheStore store,
@@ -48,9 +51,10 @@ final class HeadPolicy {
   static final class Scratch {
     int[] position = new int[0];
     float[] score = new float[0];
-    final float[] norm = new float[1];
+    final float[] one = new float[1];
     long[] rank = new long[0];
     int[] kept = new int[0];
+    int keptCount;
 
     void ensure(int slots) {
       if (position.length < slots) {
@@ -88,8 +92,14 @@ final class HeadPolicy {
   private int batch; // most entries of lowest
   private boolean first; // nothing has been ranked since the last compaction
 
+  private int preparedAt; // length of the sequence at prepareStep, 0: it was not called
+  private int preparedSlots; // that the head had then
+  private int leavingSlot; // then, of the token that leaves the window in the step; -1: none
+  private long leavingRank; // of that token, where scores are at hand
+  private boolean rankAhead; // the step has to rank, by what is read ahead
+
   /**
-   * Nothing is dropped before {@link #compact()}.
+   * Nothing is dropped before {@link #keepChosen}.
    *
    * @param pinned token flags that are kept for their own sake
    * @param window local tokens; at least the grace period is kept
@@ -139,23 +149,47 @@ final class HeadPolicy {
     return !candidate.full() && candidate.frequent() > 0;
   }
 
-  /** Applies the policy to all slots at once: after a prefill. */
-  void compact() {
+  // Applying the policy to all slots at once, after a prefill: announce, choose, keepChosen.
+
+  /** Asks for what {@link #choose} reads. */
+  void announce() {
+    if (scored(candidate)) {
+      announce(0, store.slots(layer, head));
+    }
+  }
+
+  private void announce(int first, int count) {
+    store.announce(layer, head, CacheStore.Reading.SCORES, first, count);
+    if (weighted()) {
+      store.announce(layer, head, CacheStore.Reading.VALUE_NORMS, first, count);
+    }
+  }
+
+  /** Reads the scores of the first slots, and what they are weighted by. */
+  private void readScores(Scratch scratch, int slots) {
+    store.readScores(layer, head, 0, slots, scratch.score);
+    if (weighted()) {
+      ensureNorms(slots);
+      store.valueNorms(layer, head, 0, slots, norm);
+    }
+  }
+
+  /**
+   * Chooses the slots to keep, once what was announced is read ahead. By any thread, with arrays of
+   * its own.
+   */
+  void choose(Scratch scratch) {
     int slots = store.slots(layer, head);
-    int inWindow = log.length() - window; // the first position
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
     if (scored(candidate)) {
-      store.readScores(layer, head, scratch.score, slots);
-      if (weighted()) {
-        ensureNorms(slots);
-        store.valueNorms(layer, head, 0, slots, norm);
-      }
+      readScores(scratch, slots);
     }
+    int inWindow = log.length() - window; // the first position
     int others = 0;
     for (int s = 0; s < slots; s++) {
       if (isOther(scratch.position[s], inWindow)) {
-        scratch.rank[others++] = rank(s);
+        scratch.rank[others++] = rank(scratch, s, log.length());
       }
     }
     frequentHeld = Math.min(others, quota());
@@ -167,21 +201,36 @@ final class HeadPolicy {
     int kept = 0;
     for (int s = 0; s < slots; s++) {
       int at = scratch.position[s];
-      if (!isOther(at, inWindow) || rank(s) >= least) {
+      if (!isOther(at, inWindow) || rank(scratch, s, log.length()) >= least) {
         scratch.kept[kept++] = s;
       }
     }
-    if (kept < slots) {
-      store.keep(layer, head, scratch.kept, kept);
-      for (int s = 0; weighted() && s < kept; s++) {
-        norm[s] = norm[scratch.kept[s]];
-      }
-    }
-    slotsHeld = kept;
+    scratch.keptCount = kept;
     ranked = 0;
     first = true;
+    preparedAt = 0;
     if (lowest.length < batch(kept)) { // ahead of the decode steps
       lowest = new long[2 * batch(kept)];
+    }
+    if (scored(candidate)
+        && frequentHeld > 0
+        && frequentHeld == quota()) { // from now on one goes in nearly every step
+      beginRanking(kept);
+      for (int i = others - frequentHeld; i < others; i++) {
+        offer(scratch.rank[i]);
+      }
+      endRanking();
+    }
+  }
+
+  /** Drops what was not chosen. */
+  void keepChosen(Scratch scratch) {
+    slotsHeld = scratch.keptCount;
+    if (slotsHeld < store.slots(layer, head)) {
+      store.keep(layer, head, scratch.kept, slotsHeld);
+      for (int s = 0; weighted() && s < slotsHeld; s++) {
+        norm[s] = norm[scratch.kept[s]];
+      }
     }
   }
 
@@ -196,18 +245,62 @@ final class HeadPolicy {
     }
     slotsHeld = slots;
     int inWindow = log.length() - window;
+    boolean prepared = preparedAt == log.length() - 1;
+    if (prepared && rankAhead) {
+      rankLowest(inWindow - 1, preparedSlots, preparedAt);
+    }
     int left = inWindow - 1; // has just left the window
     if (left >= 0 && (log.flags()[left] & pinned) == 0) {
       int slot = cells.slotOf(layer, head, left);
       if (slot >= 0) {
-        if (scored(candidate)) {
-          becomeFrequent(left, slot);
+        if (scored(candidate) && quota() > 0) {
+          frequentHeld++;
+          if (!prepared || slot != leavingSlot) {
+            if (scoresAtHand) {
+              readNorm(slot);
+            } // and the next pass ranks it
+          } else if (ranked > 0) {
+            insert(scoresAtHand ? leavingRank : rankOf(slot, left, preparedAt));
+          }
         } else {
           drop(slot);
         }
       }
     }
     dropLowest(inWindow);
+  }
+
+  /**
+   * After a step or a compaction that was carried out: takes down the scores that the next step
+   * works by, or asks for them where they are not at hand.
+   */
+  void prepareStep() {
+    preparedAt = 0;
+    if (!scored(candidate)) {
+      return;
+    }
+    preparedAt = log.length();
+    preparedSlots = store.slots(layer, head);
+    int leaving = preparedAt - window; // and what comes before is not in the window
+    boolean counts = leaving >= 0 && leaving < preparedAt && (log.flags()[leaving] & pinned) == 0;
+    leavingSlot = counts ? cells.slotOf(layer, head, leaving) : -1;
+    boolean ranking = ranked == 0 && frequentHeld > 0 && frequentHeld >= quota();
+    rankAhead = ranking && !scoresAtHand;
+    if (rankAhead) {
+      announce(0, preparedSlots);
+    } else if (ranking) {
+      rankLowest(leaving, preparedSlots, preparedAt);
+    }
+    if (leavingSlot >= 0 && scoresAtHand) {
+      leavingRank = rankOf(leavingSlot, leaving, preparedAt);
+    } else if (leavingSlot >= 0 && ranked > 0) {
+      announce(leavingSlot, 1);
+    }
+  }
+
+  /** The next step does not follow what it was prepared for. */
+  void forgetPrepared() {
+    preparedAt = 0;
   }
 
   /** Neither pinned nor local. */
@@ -219,32 +312,33 @@ final class HeadPolicy {
     return candidate.frequentIn(Math.min(log.length(), capacity));
   }
 
-  /** Rank of the token in a slot, after the scratch has been filled. */
-  private long rank(int slot) {
-    return rank(slot, scratch.position[slot], scratch.score[slot]);
+  /** Rank of the token in a slot by the score in the scratch, of when the sequence was so long. */
+  private long rank(Scratch scratch, int slot, int length) {
+    return rank(slot, scratch.position[slot], scratch.score[slot], length);
   }
 
-  private long rank(int slot, int position, float attention) {
+  private long rank(int slot, int position, float attention, int length) {
     float norm = weighted() ? this.norm[slot] : 1;
-    return Ranking.rank(
-        ranking.score(attention, position, norm, scoredFrom, log.length() - 1), position);
+    return Ranking.rank(ranking.score(attention, position, norm, scoredFrom, length - 1), position);
+  }
+
+  /** Rank of a single token, which the score is read for. */
+  private long rankOf(int slot, int position, int length) {
+    readNorm(slot);
+    store.readScores(layer, head, slot, 1, scratch.one);
+    return rank(slot, position, scratch.one[0], length);
+  }
+
+  private void readNorm(int slot) {
+    if (weighted()) {
+      ensureNorms(slot + 1);
+      store.valueNorms(layer, head, slot, 1, scratch.one);
+      norm[slot] = scratch.one[0];
+    }
   }
 
   private boolean weighted() {
     return ranking.needsNorms() && scored(candidate);
-  }
-
-  private void becomeFrequent(int position, int slot) {
-    frequentHeld++;
-    if (!scoresAtHand) {
-      return; // it is ranked with the others, the next time
-    }
-    if (weighted()) {
-      ensureNorms(slot + 1);
-      store.valueNorms(layer, head, slot, 1, scratch.norm);
-      norm[slot] = scratch.norm[0];
-    }
-    insert(rank(slot, position, store.score(layer, head, slot)));
   }
 
   /** Takes a new frequent token in among the ranked ones, if it ranks below any of them. */
@@ -281,7 +375,8 @@ final class HeadPolicy {
     int quota = quota();
     while (frequentHeld > quota) {
       if (ranked == 0) {
-        rankLowest(inWindow); // also counts anew
+        // also counts anew
+        rankLowest(inWindow, store.slots(layer, head), log.length());
         continue;
       }
       int position = Ranking.positionOf(lowest[--ranked]);
@@ -299,21 +394,34 @@ final class HeadPolicy {
     }
   }
 
-  /** Finds the lowest-ranked frequent tokens, and counts the frequent tokens anew. */
-  private void rankLowest(int inWindow) {
-    int slots = store.slots(layer, head);
+  /**
+   * Finds the lowest-ranked frequent tokens, and counts the frequent tokens anew.
+   *
+   * @param slots that there were when the sequence had {@code length} tokens, which the scores are
+   *     of
+   */
+  private void rankLowest(int inWindow, int slots, int length) {
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
-    store.readScores(layer, head, scratch.score, slots);
-    if (!scoresAtHand && weighted()) {
-      ensureNorms(slots);
-      store.valueNorms(layer, head, 0, slots, norm);
+    if (scoresAtHand) { // and norms do not change
+      store.readScores(layer, head, 0, slots, scratch.score);
+    } else {
+      readScores(scratch, slots);
     }
+    beginRanking(slots);
+    frequentHeld = 0;
+    for (int s = 0; s < slots; s++) {
+      int at = scratch.position[s];
+      if (isOther(at, inWindow)) {
+        frequentHeld++;
+        offer(rank(scratch, s, length));
+      }
+    }
+    endRanking();
+  }
+
+  private void beginRanking(int slots) {
     batch = batch(slots);
-    if (!scoresAtHand) { // what becomes frequent meanwhile is not ranked, and must not outlive much
-      // better ones
-      batch = Math.clamp(frequentHeld / FREQUENT_PER_UNRANKED, 1, batch);
-    }
     if (first) {
       batch = Math.max(1, (int) (phase * batch));
       first = false;
@@ -321,14 +429,10 @@ final class HeadPolicy {
     if (lowest.length < batch) {
       lowest = new long[batch * 2];
     }
-    frequentHeld = 0;
-    for (int s = 0; s < slots; s++) {
-      int at = scratch.position[s];
-      if (isOther(at, inWindow)) {
-        frequentHeld++;
-        offer(rank(s));
-      }
-    }
+    ranked = 0;
+  }
+
+  private void endRanking() {
     Arrays.sort(lowest, 0, ranked);
     for (int i = 0, j = ranked - 1; i < j; i++, j--) {
       long swap = lowest[i];

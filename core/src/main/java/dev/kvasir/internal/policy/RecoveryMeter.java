@@ -11,6 +11,7 @@ import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.concurrent.ForkJoinPool;
+import java.util.stream.IntStream;
 
 /**
  * Computes what every candidate recovers and costs in a head, from the statistic of the prompt.
@@ -23,8 +24,8 @@ import java.util.concurrent.ForkJoinPool;
  *
  * <p>In a sliding-window layer both lost and total are taken over the tokens that are still there.
  *
- * <p>The calling thread reads the store, a few heads at a time; threads of the common pool then
- * measure one head each. Their arrays are reused from head to head.
+ * <p>The store brings a few heads at a time; threads of the common pool then measure one head each.
+ * Their arrays are reused from head to head.
  */
 final class RecoveryMeter {
 
@@ -105,23 +106,36 @@ final class RecoveryMeter {
 
   /** Measures all heads, layer by layer. Every choice is left at keeping everything. */
   List<HeadProfile> measure() {
-    var profiles = new ArrayList<HeadProfile>();
-    int waiting = 0;
+    var heads = new ArrayList<HeadOf>();
     for (int l = 0; l < store.layers(); l++) {
       for (int h = 0; h < store.shape(l).kvHeads(); h++) {
-        columns[waiting++].read(l, h);
-        if (waiting == columns.length) {
-          profiles.addAll(measureRead(waiting));
-          waiting = 0;
-        }
+        heads.add(new HeadOf(l, h));
       }
     }
-    profiles.addAll(measureRead(waiting));
+    var profiles = new ArrayList<HeadProfile>();
+    for (int from = 0; from < heads.size(); from += columns.length) {
+      var some = heads.subList(from, Math.min(from + columns.length, heads.size()));
+      some.forEach(this::announce);
+      store.readAhead();
+      store.awaitAhead();
+      profiles.addAll(
+          IntStream.range(0, some.size())
+              .parallel()
+              .mapToObj(i -> columns[i].measure(some.get(i)))
+              .toList());
+    }
+    store.readAhead(); // forgets what was read
     return profiles;
   }
 
-  private List<HeadProfile> measureRead(int heads) {
-    return Arrays.stream(columns, 0, heads).parallel().map(Columns::measure).toList();
+  private record HeadOf(int layer, int head) {}
+
+  private void announce(HeadOf of) {
+    int slots = store.slots(of.layer, of.head);
+    store.announce(of.layer, of.head, CacheStore.Reading.STATISTIC, 0, slots);
+    if (ranking.needsNorms()) {
+      store.announce(of.layer, of.head, CacheStore.Reading.VALUE_NORMS, 0, slots);
+    }
   }
 
   private int quota(Group group, int member, int length) {
@@ -168,9 +182,9 @@ final class RecoveryMeter {
     private double[] beyond = new double[0]; // mass at the distances that a window does not reach
     private final int[] others = new int[groups.size()]; // that a group keeps as frequent at best
 
-    void read(int layer, int head) {
-      this.layer = layer;
-      this.head = head;
+    private void read(HeadOf of) {
+      layer = of.layer;
+      head = of.head;
       slots = store.slots(layer, head);
       rows = policy.pooling() == Pooling.MIN ? store.shape(layer).queryGroup() : 1;
       int values = Math.multiplyExact(rows * (bounds.length + 1), slots);
@@ -186,7 +200,7 @@ final class RecoveryMeter {
         rankedFlags = new byte[slots];
         beyond = new double[slots];
       }
-      store.readStatistic(layer, head, statistic);
+      store.readStatistic(layer, head, statistic, values);
       store.readPositions(layer, head, position, slots);
       if (ranking.needsNorms()) {
         store.valueNorms(layer, head, 0, slots, norm);
@@ -195,7 +209,8 @@ final class RecoveryMeter {
       }
     }
 
-    HeadProfile measure() {
+    HeadProfile measure(HeadOf of) {
+      read(of);
       var shape = store.shape(layer);
       int length = Math.min(log.length(), shape.cells());
       sort();

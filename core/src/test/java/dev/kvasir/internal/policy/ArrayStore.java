@@ -97,9 +97,13 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
-  public float score(int layer, int head, int slot) {
-    return score[layer * heads + head][slot];
-  }
+  public void announce(int layer, int head, Reading reading, int first, int count) {}
+
+  @Override
+  public void readAhead() {}
+
+  @Override
+  public void awaitAhead() {}
 
   @Override
   public int slotOfCell(int layer, int head, int cell) {
@@ -117,8 +121,8 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
-  public void readScores(int layer, int head, float[] into, int count) {
-    System.arraycopy(score[layer * heads + head], 0, into, 0, count);
+  public void readScores(int layer, int head, int first, int count, float[] into) {
+    System.arraycopy(score[layer * heads + head], first, into, 0, count);
   }
 
   @Override
@@ -184,8 +188,8 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
-  public void readStatistic(int layer, int head, float[] into) {
-    System.arraycopy(statistic, 0, into, 0, Math.min(into.length, statistic.length));
+  public void readStatistic(int layer, int head, float[] into, int count) {
+    System.arraycopy(statistic, 0, into, 0, count);
   }
 
   @Override

@@ -40,6 +40,7 @@ class CacheManagerTest {
     for (int i = 0; i < steps; i++) {
       store.evaluate(1);
       manager.afterDecodeStep(random.nextInt(100));
+      manager.prepareStep();
     }
   }
 

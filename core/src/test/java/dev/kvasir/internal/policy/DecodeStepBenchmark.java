@@ -50,6 +50,7 @@ public class DecodeStepBenchmark {
     for (int i = 0; i < WARMUP_STEPS; i++) {
       store.append();
       manager.afterDecodeStep(70);
+      manager.prepareStep();
     }
     prefill(8 * STEPS);
   }
@@ -73,6 +74,7 @@ public class DecodeStepBenchmark {
     for (int i = 0; i < STEPS; i++) {
       store.append();
       manager.afterDecodeStep(70);
+      manager.prepareStep();
     }
     return store.slots(0, 0);
   }

@@ -2,6 +2,7 @@ package dev.kvasir.internal.policy;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.cache.CachePolicy;
@@ -11,12 +12,15 @@ import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.HeadProfile;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Score;
+import dev.kvasir.cache.Target;
 import dev.kvasir.cache.Uniform;
 import dev.kvasir.cache.Weight;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.NavigableSet;
 import java.util.Random;
 import java.util.TreeMap;
@@ -50,6 +54,8 @@ class DecodeTest {
     final TreeMap<Integer, Double> rankedAt = new TreeMap<>();
     boolean first = true;
     int batch;
+    int leaving = -1; // the position that leaves the window in the next step
+    double leavingScore;
 
     SimpleHead(
         FakeStore store, FastGen policy, Candidate candidate, int l, int h, int n, double phase) {
@@ -101,8 +107,8 @@ class DecodeTest {
         held.removeAll(gone);
         return;
       }
-      if (left >= 0 && held.contains(left) && !pinned().contains(left) && !toGo.isEmpty()) {
-        double score = score(left);
+      if (left >= 0 && left == leaving && !pinned().contains(left) && !toGo.isEmpty()) {
+        double score = leavingScore;
         if (score < rankedAt.get(toGo.getLast())) {
           int at = 0;
           while (rankedAt.get(toGo.get(at)) <= score) {
@@ -117,21 +123,39 @@ class DecodeTest {
       }
       while (frequent().size() > candidate.frequentIn(tokens.size())) {
         if (toGo.isEmpty()) {
-          batch = HeadPolicy.batch(store.slots(layer, head));
-          if (first) {
-            batch = Math.max(1, (int) (phase * batch));
-            first = false;
-          }
-          rankedAt.clear();
-          for (int p : frequent()) {
-            rankedAt.put(p, score(p));
-          }
-          toGo = new ArrayList<>(frequent());
-          toGo.sort((a, b) -> Double.compare(rankedAt.get(a), rankedAt.get(b)));
-          toGo = new ArrayList<>(toGo.subList(0, Math.min(batch, toGo.size())));
+          rank();
         }
         held.remove(toGo.removeFirst());
       }
+      prepareStep();
+    }
+
+    private void prepareStep() {
+      int frequent = frequent().size();
+      if (toGo.isEmpty() && frequent > 0 && frequent >= candidate.frequentIn(tokens.size())) {
+        rank();
+      }
+      leaving = tokens.size() - window;
+      if (held.contains(leaving)) {
+        leavingScore = score(leaving);
+      } else {
+        leaving = -1;
+      }
+    }
+
+    private void rank() {
+      batch = HeadPolicy.batch(held.size());
+      if (first) {
+        batch = Math.max(1, (int) (phase * batch));
+        first = false;
+      }
+      rankedAt.clear();
+      for (int p : frequent()) {
+        rankedAt.put(p, score(p));
+      }
+      toGo = new ArrayList<>(frequent());
+      toGo.sort((a, b) -> Double.compare(rankedAt.get(a), rankedAt.get(b)));
+      toGo = new ArrayList<>(toGo.subList(0, Math.min(batch, toGo.size())));
     }
 
     void prefill(int[] text) {
@@ -150,6 +174,9 @@ class DecodeTest {
       }
       toGo.clear();
       first = true;
+      if (candidate.frequent() > 0) {
+        prepareStep();
+      }
     }
   }
 
@@ -231,6 +258,7 @@ class DecodeTest {
             simple.forEach(s -> s.decode(token));
             int flushes = store.flushes;
             manager.afterDecodeStep(token);
+            manager.prepareStep();
             assertTrue(store.flushes <= flushes + 1, "one native call per step, seed " + seed);
             compare(store, simple, policy);
           }
@@ -266,44 +294,156 @@ class DecodeTest {
     }
   }
 
-  /** A store as on a GPU: scores are read for all slots of a head at once, never one by one. */
-  private static class RemoteStore extends FakeStore {
-    private boolean reading;
+  /**
+   * A store that reads ahead as the real one does: what is read ahead is of that time. Where scores
+   * are not at hand, as on a GPU, all else is waited for.
+   */
+  private static class AheadStore extends FakeStore {
+    private record Key(int layer, int head, Reading reading) {}
 
-    RemoteStore(long seed, LayerShape... shapes) {
+    private record Span(int first, float[] values) {}
+
+    private final Map<Key, Span> announced = new HashMap<>();
+    private final Map<Key, Span> ahead = new HashMap<>();
+    private final boolean scoresAtHand;
+    int waits; // for what was not read ahead
+
+    AheadStore(boolean scoresAtHand, long seed, LayerShape... shapes) {
       super(seed, 0, shapes);
+      this.scoresAtHand = scoresAtHand;
     }
 
     @Override
     public boolean scoresAtHand(int layer) {
-      return false;
+      return scoresAtHand;
     }
 
     @Override
-    public void readScores(int layer, int head, float[] into, int count) {
-      reading = true;
-      super.readScores(layer, head, into, count);
-      reading = false;
+    public void announce(int layer, int head, Reading reading, int first, int count) {
+      int columns = reading == Reading.STATISTIC ? bounds().length + 1 : 1;
+      var before =
+          announced.put(new Key(layer, head, reading), new Span(first, new float[columns * count]));
+      assertNull(before, "announced twice");
+      assertTrue(first + count <= slots(layer, head), "slots that are not there");
     }
 
     @Override
-    public float score(int layer, int head, int slot) {
-      assertTrue(reading, "a single score was asked for");
-      return super.score(layer, head, slot);
+    public void readAhead() {
+      ahead.clear();
+      ahead.putAll(announced);
+      announced.clear();
+      ahead.forEach(this::readNow);
+    }
+
+    private void readNow(Key of, Span to) {
+      int count = to.values.length;
+      switch (of.reading) {
+        case SCORES -> super.readScores(of.layer, of.head, to.first, count, to.values);
+        case VALUE_NORMS -> super.valueNorms(of.layer, of.head, to.first, count, to.values);
+        case STATISTIC -> super.readStatistic(of.layer, of.head, to.values, count);
+      }
+    }
+
+    private synchronized void read(
+        int layer, int head, Reading reading, int first, int count, float[] into) {
+      var key = new Key(layer, head, reading);
+      var span = ahead.get(key);
+      if (span == null || first < span.first || first + count > span.first + span.values.length) {
+        waits++;
+        span = new Span(first, new float[count]);
+        readNow(key, span);
+      }
+      System.arraycopy(span.values, first - span.first, into, 0, count);
+    }
+
+    @Override
+    public void readScores(int layer, int head, int first, int count, float[] into) {
+      read(layer, head, Reading.SCORES, first, count, into);
     }
 
     @Override
     public void valueNorms(int layer, int head, int first, int count, float[] into) {
-      assertEquals(slots(layer, head), count, "norms of some slots were asked for");
-      super.valueNorms(layer, head, first, count, into);
+      read(layer, head, Reading.VALUE_NORMS, first, count, into);
     }
+
+    @Override
+    public void readStatistic(int layer, int head, float[] into, int count) {
+      read(layer, head, Reading.STATISTIC, 0, count, into);
+    }
+  }
+
+  /**
+   * Whatever is chosen and dropped, at the end of prompts, in steps, and after evaluations were
+   * taken back: where scores are not at hand the same tokens are held, and nothing is waited for.
+   */
+  @Test
+  void whereScoresAreNotAtHandTheSameIsHeldAndNothingWaitedFor() {
+    for (int round = 0; round < 8; round++) {
+      var shape = new LayerShape(0, 6, 2, 8, 8, 32, 2048, false);
+      long storeSeed = random.nextLong();
+      var near = new AheadStore(true, storeSeed, shape);
+      var far = new AheadStore(false, storeSeed, shape);
+      CachePolicy policy =
+          round % 2 == 0
+              ? randomPolicy().withTarget(Target.budgetFraction(0.2 + 0.5 * random.nextDouble()))
+              : CachePolicy.uniform(0.1 + 0.4 * random.nextDouble(), 0.3 * random.nextDouble())
+                  .withScore(random.nextBoolean() ? Score.SUM : Score.MEAN)
+                  .withWeight(random.nextBoolean() ? Weight.NONE : Weight.VALUE)
+                  .withMinimumTokens(20);
+      var nearManager = new CacheManager(near, policy, null, new FakeKinds());
+      var farManager = new CacheManager(far, policy, null, new FakeKinds());
+      for (int turn = 0; turn < 3; turn++) {
+        int[] text = FakeKinds.text(random, 30 + random.nextInt(200));
+        prefill(nearManager, near, text);
+        prefill(farManager, far, text);
+        int steps = 50 + random.nextInt(200);
+        for (int step = 0; step < steps; step++) {
+          int token = random.nextInt(50); // none of a marker sequence
+          decode(nearManager, near, token);
+          decode(farManager, far, token);
+          for (int h = 0; h < 6; h++) {
+            int head = h;
+            assertArrayEquals(
+                near.held(0, h),
+                far.held(0, h),
+                () -> "head " + head + " of " + policy + ", seed " + seed);
+          }
+        }
+        assertEquals(0, far.waits, "seed " + seed);
+        nearManager.rolledBack();
+        farManager.rolledBack();
+      }
+      assertTrue(held(far) < 6 * far.position(0, 0, far.slots(0, 0) - 1), "nothing was dropped");
+    }
+  }
+
+  private static void prefill(CacheManager manager, FakeStore store, int[] text) {
+    manager.beforePrefill(text.length);
+    store.evaluate(text.length);
+    manager.afterPrefill(text, 0, text.length);
+  }
+
+  private static void decode(CacheManager manager, FakeStore store, int token) {
+    store.evaluate(1);
+    manager.afterDecodeStep(token);
+    manager.prepareStep();
+  }
+
+  private static int held(FakeStore store) {
+    int slots = 0;
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        slots += store.slots(l, h);
+      }
+    }
+    return slots;
   }
 
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void longGenerationNeverHoldsMoreThanThePolicySays(boolean scoresAtHand) {
     var shape = new LayerShape(0, 2, 1, 8, 8, 32, 4096, false);
-    var store = scoresAtHand ? new FakeStore(seed, 0, shape) : new RemoteStore(seed, shape);
+    var store = scoresAtHand ? new FakeStore(seed, 0, shape) : new AheadStore(false, seed, shape);
     var policy = CachePolicy.h2o(0.1).withMinimumTokens(64).withGrace(8);
     var manager = new CacheManager(store, policy, null, new FakeKinds());
     var text = FakeKinds.text(random, 200);
@@ -313,6 +453,7 @@ class DecodeTest {
     for (int length = 201; length <= 3000; length++) {
       store.evaluate(1);
       manager.afterDecodeStep(random.nextInt(100));
+      manager.prepareStep();
       for (int h = 0; h < 2; h++) {
         var held = store.held(0, h);
         assertEquals(4 + 10 + Math.floorDiv(length, 20), held.length, 1, "seed " + seed);
@@ -344,7 +485,7 @@ class DecodeTest {
                   return heavyNowAndThen(key);
                 }
               }
-              : new RemoteStore(seed, shape) {
+              : new AheadStore(false, seed, shape) {
                 @Override
                 double logit(int layer, int queryHead, int query, int key) {
                   return heavyNowAndThen(key);
@@ -359,6 +500,7 @@ class DecodeTest {
       for (int i = 0; i < 600; i++) {
         store.evaluate(1);
         manager.afterDecodeStep(70);
+        manager.prepareStep();
       }
       var held = Arrays.stream(store.held(0, 0)).boxed().toList();
       for (int heavy = 10; heavy < 664 - policy.grace(); heavy += 50) {

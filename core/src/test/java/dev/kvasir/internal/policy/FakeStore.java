@@ -221,7 +221,15 @@ class FakeStore implements CacheStore {
   }
 
   @Override
-  public float score(int layer, int head, int slot) {
+  public void announce(int layer, int head, Reading reading, int first, int count) {}
+
+  @Override
+  public void readAhead() {}
+
+  @Override
+  public void awaitAhead() {}
+
+  final float score(int layer, int head, int slot) {
     return (float) heads[layer][head].slots.get(slot).score;
   }
 
@@ -245,9 +253,9 @@ class FakeStore implements CacheStore {
   }
 
   @Override
-  public void readScores(int layer, int head, float[] into, int count) {
+  public void readScores(int layer, int head, int first, int count, float[] into) {
     for (int s = 0; s < count; s++) {
-      into[s] = score(layer, head, s);
+      into[s] = score(layer, head, first + s);
     }
   }
 
@@ -343,7 +351,7 @@ class FakeStore implements CacheStore {
   }
 
   @Override
-  public void readStatistic(int layer, int head, float[] into) {
+  public void readStatistic(int layer, int head, float[] into, int count) {
     int slots = slots(layer, head);
     for (int row = 0; row < rows; row++) {
       for (int b = 0; b <= bounds.length; b++) {
