@@ -226,6 +226,7 @@ void cuda_store::run_queued() {
             }
         }
     }
+    kept_ = kept_ || !keeps_.empty();
     keeps_.clear();
     keep_slots_.clear();
     kept_before_.clear();
@@ -274,10 +275,10 @@ void cuda_store::return_memory() {
 
 void cuda_store::flush() {
     current_context current(device_.primary());
-    const bool kept = !keeps_.empty();
     run_queued();
-    if (kept) {
+    if (kept_) {
         return_memory();
+        kept_ = false;
     }
     for (cuda_rows * rows : rows_) {
         if (rows) {

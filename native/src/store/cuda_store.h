@@ -119,6 +119,7 @@ private:
     std::vector<keep_item> keeps_;
     std::vector<int32_t>   keep_slots_;
     std::vector<int32_t>   kept_before_; // slots that the heads of keeps_ had
+    bool                   kept_ = false; // since memory was returned last
     std::vector<std::pair<cuda_rows *, int32_t>> moved_; // heads with moves
     std::vector<move_item> moves_;                        // of all of them, for one launch
 
