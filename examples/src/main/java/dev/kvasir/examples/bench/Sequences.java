@@ -10,7 +10,11 @@ import dev.kvasir.cache.HeadUse;
 import java.util.ArrayList;
 import java.util.Arrays;
 
-/** What an engine is measured on: a session, or several sequences that are decoded together. */
+/**
+ * What an engine is measured on: a session, or several sequences that are decoded together. Every
+ * call reads the logits that it was for, as whoever samples would: a GPU may still be computing
+ * when an evaluation returns.
+ */
 interface Sequences extends AutoCloseable {
   /** Appends tokens to every sequence. */
   void prefill(int[] tokens);
@@ -30,7 +34,7 @@ interface Sequences extends AutoCloseable {
   /** A session. */
   static Sequences one(Engine engine, SessionOptions options) {
     var session = engine.model().newSession(options.withCachePolicy(engine.cachePolicy()));
-    return new One(session);
+    return new One(session, new float[engine.model().vocabularySize()]);
   }
 
   /**
@@ -39,7 +43,8 @@ interface Sequences extends AutoCloseable {
    * @param options as {@link #known} gives them
    */
   static Sequences several(Engine engine, int size, SessionOptions options) {
-    return new Several(engine.model().newSessionGroup(size, options));
+    var group = engine.model().newSessionGroup(size, options);
+    return new Several(group, new int[size], new float[engine.model().vocabularySize()]);
   }
 
   /**
@@ -63,15 +68,17 @@ interface Sequences extends AutoCloseable {
   }
 
   /** A session. */
-  record One(Session session) implements Sequences {
+  record One(Session session, float[] logits) implements Sequences {
     @Override
     public void prefill(int[] tokens) {
       session.evaluate(tokens);
+      session.logits(logits);
     }
 
     @Override
     public void step(int token) {
       session.evaluate(token);
+      session.logits(logits);
     }
 
     @Override
@@ -91,15 +98,12 @@ interface Sequences extends AutoCloseable {
   }
 
   /** A group, every sequence of which is given the same tokens. */
-  record Several(SessionGroup group, int[] tokens) implements Sequences {
-    Several(SessionGroup group) {
-      this(group, new int[group.size()]);
-    }
-
+  record Several(SessionGroup group, int[] tokens, float[] logits) implements Sequences {
     @Override
     public void prefill(int[] prompt) {
       for (int sequence = 0; sequence < group.size(); sequence++) {
         group.prefill(sequence, prompt);
+        group.logits(sequence, logits);
       }
     }
 
@@ -107,6 +111,9 @@ interface Sequences extends AutoCloseable {
     public void step(int token) {
       Arrays.fill(tokens, token);
       group.step(tokens);
+      for (int sequence = 0; sequence < group.size(); sequence++) {
+        group.logits(sequence, logits);
+      }
     }
 
     @Override
