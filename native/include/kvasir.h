@@ -164,7 +164,8 @@ KVASIR_API enum kvasir_status kvasir_cache_keep(struct kvasir_cache * cache, int
 // drops single slots, many heads in one call. Evictions are carried out in order; each moves the head's last slot into the
 // hole, so two evictions of one head must name the higher slot first.
 KVASIR_API enum kvasir_status kvasir_cache_evict(struct kvasir_cache * cache, const struct kvasir_eviction * evictions, int32_t n_evictions) KVASIR_NOEXCEPT;
-// drops every slot of a stream whose cell is >= first_cell (after llama_memory_seq_rm of a tail)
+// drops every slot of a stream whose cell is >= first_cell (after llama_memory_seq_rm of a tail); when the cache
+// holds nothing then, its memory goes back at once
 KVASIR_API enum kvasir_status kvasir_cache_truncate(struct kvasir_cache * cache, int32_t stream, int32_t first_cell) KVASIR_NOEXCEPT;
 // the rows of one head as floats, [n_slots][head_dim]; k or v may be NULL
 KVASIR_API enum kvasir_status kvasir_cache_read(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, float * k, float * v) KVASIR_NOEXCEPT;

@@ -371,6 +371,11 @@ kvasir_status kvasir_cache_truncate(kvasir_cache * cache, int32_t stream, int32_
             cache->head_at(*l, stream, 0);
             l->truncate(stream, first_cell);
         }
+        for (auto & l : cache->layers) {
+            if (std::all_of(l->lengths.begin(), l->lengths.end(), [](int32_t n) { return n == 0; })) { // perhaps nothing comes after it
+                l->rows->flush();
+            }
+        }
     });
 }
 

@@ -285,6 +285,11 @@ class CudaTest {
       reporter.publishEntry("device memory", found);
       assertTrue(evicted > 1_000_000_000, found);
       assertEquals(expected, freed, 0.02 * evicted, found);
+
+      long freeWithCaches = freeMemory();
+      group.clear();
+      long returned = freeMemory() - freeWithCaches;
+      assertTrue(returned >= left.keptBytes() * sequences, returned + " bytes came back, at once");
     }
   }
 
