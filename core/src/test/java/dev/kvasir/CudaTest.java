@@ -139,6 +139,7 @@ class CudaTest {
     Difference both = Difference.between(cpu, ours);
     String found = "kernels: %s; products: %s; both: %s".formatted(kernels, products, both);
     reporter.publishEntry("difference of recovery", found);
+    assertTrue(kernels.mean < 1e-3, found);
     assertTrue(kernels.mean < products.mean, found);
     assertTrue(both.mean < 1.5 * products.mean + 2e-4, found);
     assertTrue(both.sameChoice >= products.sameChoice - 9, found);

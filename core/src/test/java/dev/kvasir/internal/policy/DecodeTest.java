@@ -466,6 +466,9 @@ class DecodeTest {
         }
       }
     }
+    if (store instanceof AheadStore ahead) {
+      assertEquals(0, ahead.waits, "seed " + seed);
+    }
   }
 
   /**
