@@ -299,15 +299,8 @@ decltype(ggml_backend_buffer_i::set_tensor) set_tensor;
 
 void set_tensor_otherwise(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) { set_tensor(buffer, tensor, data, offset, size); }
 
-// Mesa 22's software Vulkan device reads every descriptor of a set, used by the shader or not, and ends the process when
-// one is left over from a buffer that is gone. There buffers stay until the test ends; the CPU test frees them.
-void free_later(ggml_backend_buffer_t) {}
-
 ggml_backend_buffer_t alloc_unless_full(ggml_backend_buffer_type_t type, size_t size) {
     ggml_backend_buffer_t buffer = full ? nullptr : originals.at(type)(type, size);
-    if (buffer && strstr(ggml_backend_dev_description(device), "llvmpipe")) {
-        buffer->iface.free_buffer = free_later;
-    }
     if (buffer && unwatched) {
         set_tensor = buffer->iface.set_tensor;
         buffer->iface.set_tensor = set_tensor_otherwise;
