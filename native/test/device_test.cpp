@@ -98,6 +98,7 @@ void test_shapes() {
         {"dim 256", "llama", 2, 1, 256, 0},
         {"soft-capped, sliding window of 96", "gemma2", 4, 2, 128, 96},
         {"soft-capped, dim 64", "gemma2", 4, 2, 64, 96},
+        {"attention sinks, sliding window of 96", "gpt-oss", 4, 2, 64, 96},
     };
     for (const shape & s : shapes) {
         if (path == PORTABLE && s.dim >= 80 && s.swa == 0) {
@@ -319,6 +320,54 @@ void test_inputs() {
     const auto read_back = run();
     unwatched = false;
     CHECK(watched == read_back, "inputs that are read back differ: KL %.3e", mean_kl(watched, read_back, 300));
+}
+
+// the operations that the device's backends are given
+std::map<ggml_op, int32_t> given;
+decltype(ggml_backend_i::graph_compute)       graph_compute;
+decltype(ggml_backend_device_i::init_backend) init_backend;
+
+ggml_status compute_counted(ggml_backend_t backend, ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        given[ggml_graph_node(graph, i)->op]++;
+    }
+    return graph_compute(backend, graph);
+}
+
+ggml_backend_t init_counting(ggml_backend_dev_t dev, const char * params) {
+    ggml_backend_t backend = init_backend(dev, params);
+    graph_compute = backend->iface.graph_compute;
+    backend->iface.graph_compute = compute_counted;
+    return backend;
+}
+
+// As many nodes as llama.cpp's as long as all heads keep the same tokens.
+void test_nodes() {
+    const synthetic_model shape;
+    model_file m(shape);
+    init_backend = device->iface.init_backend;
+    device->iface.init_backend = init_counting;
+    {
+        context    c(m.ours, context_params(), true, path);
+        const auto check = [&](const char * when, const std::vector<llama_token> & tokens, int32_t pos, int32_t attentions) {
+            given.clear();
+            c.decode(tokens, pos);
+            CHECK(given[GGML_OP_SET_ROWS] == shape.n_layer * 2 && given[GGML_OP_FLASH_ATTN_EXT] == shape.n_layer * attentions, "%s: %d SET_ROWS, %d FLASH_ATTN_EXT for %d layers",
+                  when, given[GGML_OP_SET_ROWS], given[GGML_OP_FLASH_ATTN_EXT], shape.n_layer);
+        };
+        check("a prompt", random_tokens(40, 7), 0, 1);
+        check("a step", {5}, 40, 1);
+        for (int32_t l = 0; l < shape.n_layer; l++) {
+            for (int32_t h = 0; h < shape.n_head_kv; h++) {
+                const kvasir_eviction same = {l, 0, h, 3};
+                CHECK(kvasir_cache_evict(c.cache, &same, 1) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+        }
+        check("the same slot of every head evicted", {6}, 41, 1);
+        evict_randomly(c.cache, 5, 0.3);
+        check("other slots of every head evicted", {7}, 42, shape.n_head_kv);
+    }
+    device->iface.init_backend = init_backend;
 }
 
 void test_memory() {
@@ -560,11 +609,15 @@ void compare_sums(const char * what, const std::vector<float> & a, const std::ve
 
 void test_statistic() {
     const int32_t bounds[] = {1, 16, 100};
-    for (const char * arch : {"llama", "gemma2"}) { // soft-capped, sliding window
+    for (const char * arch : {"llama", "gemma2", "mpt", "gpt-oss"}) { // soft-capped with a sliding window; ALiBi; sinks
         synthetic_model shape;
         shape.arch = arch; shape.n_layer = 2;
         if (strcmp(arch, "gemma2") == 0) {
             shape.n_head = 4; shape.n_swa = 96; shape.head_dim = 128; // ggml-cuda has no soft-capping for smaller heads
+        } else if (strcmp(arch, "mpt") == 0) {
+            shape.n_head = shape.n_head_kv = 4; shape.n_embd = 4 * shape.head_dim;
+        } else if (strcmp(arch, "gpt-oss") == 0) {
+            shape.n_head = 4; shape.n_swa = 96;
         }
         model_file m(shape);
         cpu_model  cpu(m);
@@ -656,10 +709,10 @@ int main(int argc, char ** argv) {
     struct test {
         const char *          name;
         std::function<void()> run;
-        bool                  portable_only; // sizes and failures of ggml's buffers
+        bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
-                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"memory", test_memory, true},
+                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {

@@ -504,7 +504,7 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
             const int64_t row = index_of(x.node->src[1]->type, x.cells, t);
             streams[(size_t) t] = (int32_t) (row / l.n_cells);
             for (int32_t h = 0; h < l.n_head_kv; h++) {
-                slots[(size_t) (h * n + t)] = l.slot_plus_1[(size_t) l.index(streams[(size_t) t], h)][row % l.n_cells] - 1;
+                slots[(size_t) (t * l.n_head_kv + h)] = l.slot_plus_1[(size_t) l.index(streams[(size_t) t], h)][row % l.n_cells] - 1;
             }
         }
         portable_->append({x.node->src[0], &rows, x.rows->is_k, l.n_head_kv, streams.data(), slots.data()});

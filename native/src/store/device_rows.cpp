@@ -84,7 +84,10 @@ size_t device_rows::lay_out(const row_format & format, const std::vector<int32_t
         if (offset) {
             offset->push_back(size);
         }
-        size += ((size_t) n * format.row_bytes + alignment - 1) / alignment * alignment;
+        size += (size_t) n * format.row_bytes;
+        while (size % alignment != 0) { // by whole rows
+            size += (size_t) SLOTS_MULTIPLE * format.row_bytes;
+        }
     }
     return size == 0 ? 0 : size + spare;
 }
@@ -104,6 +107,24 @@ device_rows::side_memory device_rows::allocate(const row_format & format, const 
     }
     s.buffer->iface.clear(s.buffer.get(), 0);
     return s;
+}
+
+int64_t device_rows::first_row(bool is_k, int head) const { return (int64_t) (of(is_k).offset[(size_t) head] / of(is_k).format.row_bytes); }
+
+int64_t device_rows::n_rows(bool is_k) const { return first_row(is_k, (int) capacity_.size() - 1) + capacity_.back(); }
+
+size_t device_rows::head_bytes(bool is_k, int first, int n) const {
+    const std::vector<size_t> & offset = of(is_k).offset;
+    if (n == 1) {
+        return (size_t) capacity_[(size_t) first] * of(is_k).format.row_bytes;
+    }
+    const size_t bytes = offset[(size_t) first + 1] - offset[(size_t) first];
+    for (int i = first + 1; i < first + n; i++) {
+        if (offset[(size_t) i] - offset[(size_t) i - 1] != bytes) {
+            return 0;
+        }
+    }
+    return bytes;
 }
 
 std::vector<int32_t> device_rows::capacity_for(const int32_t * n) const {

@@ -35,7 +35,12 @@ public:
     void    settle_moves(bool computed);
     bool    has_moves() const;
     place   rows(bool is_k, int head) const { return of(is_k).head((size_t) head); }
-    int32_t capacity(int head) const { return capacity_[(size_t) head]; }
+    // The rows of all heads are one matrix: where a head's begin in it, and how many there are.
+    place   all(bool is_k) const { return of(is_k).head(0); }
+    int64_t first_row(bool is_k, int head) const;
+    int64_t n_rows(bool is_k) const;
+    // from one of these heads to the next; 0 where that differs
+    size_t  head_bytes(bool is_k, int first, int n) const;
     const row_format & format(bool is_k) const { return of(is_k).format; }
 
 private:

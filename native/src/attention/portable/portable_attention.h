@@ -1,5 +1,6 @@
-// The portable path: appends to and attention over device_rows by ggml's own operations, on any backend. Every KV head
-// keeps other tokens, so each gets its own SET_ROWS, and its own FLASH_ATTN_EXT with llama.cpp's mask gathered by cell.
+// The portable path: appends to and attention over device_rows by ggml's own operations, on any backend. As long as the KV
+// heads of a layer keep the same tokens they share a FLASH_ATTN_EXT, as they do in llama.cpp; then each gets its own, with
+// llama.cpp's mask gathered by cell.
 #pragma once
 
 #include "../../device/graph_builder.h"
@@ -18,7 +19,7 @@ struct append_node {
     bool                 is_k = false;
     int32_t              n_head_kv = 1;
     const int32_t *      stream = nullptr; // [token]
-    const int32_t *      slot = nullptr;   // [KV head][token]
+    const int32_t *      slot = nullptr;   // [token][KV head]
 };
 
 class portable_attention {
@@ -56,15 +57,16 @@ private:
     std::vector<known_mask> masks_;
     std::vector<weights>    weights_;
     ggml_status             status_ = GGML_STATUS_SUCCESS;
-    std::vector<int32_t>    same_slots_;          // of the index tensor below
-    ggml_tensor *           same_index_ = nullptr;
+    std::vector<int64_t>    targets_;             // rows that an append writes
+    ggml_tensor *           targets_tensor_ = nullptr; // their indices, or none yet
 
     void          cut();
-    ggml_tensor * slots(const int32_t * slot, int32_t n);
+    ggml_tensor * target_rows(const append_node & a);
     ggml_tensor * mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows);
-    void          attend_head(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
-    void          weigh_head(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
-    ggml_tensor * queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens);
+    void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
+    void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
+    ggml_tensor * keys_or_values(bool is_k, const device_rows & rows, int index, int32_t n_rows, int32_t n_kv_heads);
+    ggml_tensor * queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens);
     ggml_tensor * sinks(const ggml_tensor * node, int32_t first, int32_t n);
 };
 
