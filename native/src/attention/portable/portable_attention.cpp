@@ -55,33 +55,44 @@ bool alike(const attention_node & a, const device_rows & rows, int index, int32_
            std::all_of(heads + 1, heads + a.n_head_kv, [&](const head_store & h) { return same_cells(*heads, h); });
 }
 
+void add(const float * values, float share, int32_t first, int32_t last, float * sums) {
+    for (int32_t s = first; s < last; s++) {
+        sums[s] += values[s] * share;
+    }
+}
+
 // Adds the weights of every query to the sums of the keys that it saw, as the CPU kernels do.
 void add_weights(const attention_node & a, head_store & h, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, const float * values) {
-    const int32_t     group = a.n_head / a.n_head_kv;
-    const statistic * stat  = a.stat;
-    const bool        apart = stat && stat->rows > 1;
-    const float       share = apart ? 1.0f : 1.0f / (float) group;
+    const int32_t     group  = a.n_head / a.n_head_kv;
+    const statistic * stat   = a.stat;
+    const bool        apart  = stat && stat->rows > 1;
+    const float       share  = apart ? 1.0f : 1.0f / (float) group;
+    const bool        sorted = stat && std::is_sorted(h.pos, h.pos + h.n); // not with several sequences, or after single evictions
     for (int32_t g = 0; g < group; g++) {
         const size_t row = apart ? (size_t) g : 0;
         for (int32_t t = 0; t < n_tokens; t++, values += n_rows) {
+            if (std::isnan(values[0])) {
+                continue; // a query that sees nothing has no weights
+            }
             if (!stat) {
-                for (int32_t s = 0; s < h.n; s++) {
-                    h.score[s] += std::isfinite(values[s]) ? values[s] * share : 0.0f; // a query that sees nothing has no weights
-                }
+                add(values, share, 0, h.n, h.score);
                 continue;
             }
             const int32_t pos    = a.query_pos[(size_t) stream * a.n_tokens + first + t];
-            float *       recent = h.recent && pos >= stat->recent_from ? h.recent + row * stat->capacity : nullptr;
-            for (int32_t s = 0; s < h.n; s++) {
-                const float w = values[s] * share;
-                if (!(w > 0)) {
-                    continue;
+            const auto    bucket = [&](int32_t b) { return h.buckets + (row * (size_t) (stat->n_bounds + 1) + (size_t) b) * stat->capacity; };
+            if (sorted) { // by distance, too: a bucket's slots stand side by side, the most distant ones first
+                for (int32_t b = stat->n_bounds, from = 0; b >= 0; b--) {
+                    const auto to = b == 0 ? h.n : (int32_t) (std::upper_bound(h.pos + from, h.pos + h.n, pos - stat->bounds[b - 1]) - h.pos);
+                    add(values, share, from, to, bucket(b));
+                    from = to;
                 }
-                const auto bucket = std::upper_bound(stat->bounds, stat->bounds + stat->n_bounds, pos - h.pos[s]) - stat->bounds;
-                h.buckets[(row * (size_t) (stat->n_bounds + 1) + (size_t) bucket) * stat->capacity + (size_t) s] += w;
-                if (recent) {
-                    recent[s] += w;
+            } else {
+                for (int32_t s = 0; s < h.n; s++) {
+                    bucket((int32_t) (std::upper_bound(stat->bounds, stat->bounds + stat->n_bounds, pos - h.pos[s]) - stat->bounds))[s] += values[s] * share;
                 }
+            }
+            if (h.recent && pos >= stat->recent_from) {
+                add(values, share, 0, h.n, h.recent + row * stat->capacity);
             }
         }
     }
