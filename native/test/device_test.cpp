@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <random>
 
 using namespace kvasir_test;
 
@@ -262,6 +263,91 @@ void test_truncate() {
     CHECK(kvasir_cache_truncate(c.cache, 0, 0) == KVASIR_OK, "%s", kvasir_last_error());
     const auto again = c.decode(random_tokens(40, 3), 0);
     CHECK(again == expected, "other logits after the cache was emptied, KL %.3e", mean_kl(expected, again, c.n_vocab));
+}
+
+// ---- whatever comes ----
+
+uint32_t seed = std::random_device{}();
+
+// Three sequences in one stream or three: tokens, tails dropped and, when evict is set, slots dropped from single heads and
+// from all alike, so that heads part and lie at other places. The logits of every token.
+std::vector<float> random_operations(context & c, bool unified, bool evict) {
+    std::mt19937       rng(seed), choice(seed + 1); // what is evicted does not change the tokens
+    std::vector<float> logits;
+    int32_t            pos[3] = {};
+    const auto keep = [&](int32_t stream, int32_t layer, int32_t head, auto && wanted) {
+        kvasir_head_view view;
+        CHECK(kvasir_cache_head(c.cache, layer, stream, head, &view) == KVASIR_OK, "%s", kvasir_last_error());
+        std::vector<int32_t> slots;
+        for (int32_t s = 0; s < *view.n_slots; s++) {
+            if (wanted(view.cell[s])) {
+                slots.push_back(s);
+            }
+        }
+        CHECK(kvasir_cache_keep(c.cache, layer, stream, head, slots.data(), (int32_t) slots.size()) == KVASIR_OK, "%s", kvasir_last_error());
+    };
+    const auto drop = [&](int32_t stream, int32_t layer, int32_t head, uint32_t n) {
+        kvasir_head_view view;
+        CHECK(kvasir_cache_head(c.cache, layer, stream, head, &view) == KVASIR_OK, "%s", kvasir_last_error());
+        std::vector<kvasir_eviction> slots;
+        for (int32_t slot = *view.n_slots - 1 - (int32_t) (n % 5); n > 0 && slot >= 4; n--, slot -= 1 + (int32_t) (n % 9)) {
+            slots.push_back({layer, stream, head, slot});
+        }
+        CHECK(kvasir_cache_evict(c.cache, slots.data(), (int32_t) slots.size()) == KVASIR_OK, "%s", kvasir_last_error());
+    };
+    for (int step = 0; step < 40; step++) {
+        const auto    seq = (llama_seq_id) (step < 3 ? step : (int) (rng() % 3));
+        const size_t  n   = step < 3 ? 90 + rng() % 60 : rng() % 4 ? 1 : 1 + rng() % 40;
+        if (step > 3 && rng() % 6 == 0) {
+            const int32_t tail = 1 + (int32_t) (rng() % 9);
+            CHECK(llama_memory_seq_rm(llama_get_memory(c.c), seq, pos[seq] - tail, -1), "sequence %d", seq);
+            pos[seq] -= tail;
+        }
+        if (evict && step > 3) {
+            const uint32_t what = choice() % 4, of = choice(), share = choice() % 4;
+            const int32_t  one_layer = (int32_t) (of % 2), one_head = (int32_t) (of / 2 % 2), stream = unified ? 0 : seq;
+            for (int32_t l = 0; l < 2; l++) {
+                for (int32_t h = 0; h < 2; h++) {
+                    const bool chosen = l == one_layer && h == one_head;
+                    if (what == 0 && chosen) {
+                        keep(stream, l, h, [&](int32_t) { return choice() % 5 > share; });
+                    } else if (what == 1 && chosen) {
+                        drop(stream, l, h, 1 + of % 12);
+                    } else if (what == 2) {
+                        keep(stream, l, h, [&](int32_t cell) { return (uint32_t) cell % 7 != of % 7; });
+                    } else if (what == 3) {
+                        drop(stream, l, h, 1 + of % 3);
+                    }
+                }
+            }
+        }
+        std::vector<llama_token> tokens;
+        for (size_t i = 0; i < n; i++) {
+            tokens.push_back((llama_token) (3 + rng() % 290));
+        }
+        const auto rows = c.decode(tokens, pos[seq], seq);
+        logits.insert(logits.end(), rows.begin(), rows.end());
+        pos[seq] += (int32_t) n;
+    }
+    return logits;
+}
+
+void test_random() {
+    printf("  seed %u\n", seed);
+    synthetic_model shape;
+    shape.n_layer = 2;
+    model_file m(shape);
+    cpu_model  cpu(m);
+    for (bool unified : {true, false}) {
+        llama_context_params params = context_params();
+        params.n_ctx = 3 * 1024; params.n_seq_max = 3; params.kv_unified = unified;
+        context ours(m.ours, params, true, path), reference(cpu.model, params, true, NATIVE), kept(m.ours, params, true, path), all(cpu.model, params, true, NATIVE);
+        const auto   a = random_operations(ours, unified, true), b = random_operations(reference, unified, true);
+        const auto   full = random_operations(kept, unified, false), full_cpu = random_operations(all, unified, false);
+        const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
+        printf("  %s: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", unified ? "one stream" : "three streams", kl, noise, effect);
+        CHECK(a.size() == b.size() && kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "seed %u: KL %.3e over the same sets, %.3e keeping all, effect %.3e", seed, kl, noise, effect);
+    }
 }
 
 // ---- memory ----
@@ -684,13 +770,14 @@ void test_split() {
 
 int main(int argc, char ** argv) {
     if (argc < 4) {
-        fprintf(stderr, "usage: device_test FOLDER_OF_LLAMA_CPP_LIBRARIES FOLDER_FOR_MODELS DEVICE [TEST]\n");
+        fprintf(stderr, "usage: device_test FOLDER_OF_LLAMA_CPP_LIBRARIES FOLDER_FOR_MODELS DEVICE [TEST [SEED]]\n");
         return 2;
     }
     folder      = argv[2];
     device_name = argv[3];
     on_cpu      = device_name == "CPU";
     const std::string only = argc > 4 ? argv[4] : "";
+    seed = argc > 5 ? (uint32_t) std::stoul(argv[5]) : seed;
     load_llama(argv[1]);
     device = ggml_backend_dev_by_name(device_name.c_str());
     if (!device) {
@@ -712,7 +799,7 @@ int main(int argc, char ** argv) {
         bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
-                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
+                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
