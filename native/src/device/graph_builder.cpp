@@ -154,6 +154,9 @@ void graph_builder::fetch_results() {
 }
 
 void graph_builder::reset_memory() {
+    if (inputs_.taken() + scratch_.taken() + results_.taken() == 0) {
+        return;
+    }
     synchronize();
     inputs_.rewind();
     scratch_.rewind();

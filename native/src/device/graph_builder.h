@@ -64,7 +64,7 @@ public:
     void        synchronize();
     // after compute: waits, and brings the results to the host
     void        fetch_results();
-    // after the results were read: inputs, scratch and results can be taken again. Waits for what runs.
+    // after the results were read: inputs, scratch and results can be taken again. Waits for what uses them.
     void        reset_memory();
 
 private:

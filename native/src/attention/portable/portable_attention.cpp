@@ -300,12 +300,16 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
             cut();
             graph_.reset_memory();
         }
-        ggml_tensor * q     = queries(a, node, stream, kv_head, n_kv_heads, first, n_tokens);
-        ggml_tensor * flat  = graph_.copy(q, graph_.scratch(GGML_TYPE_F32, a.k.dim, n_tokens, n_heads));
-        ggml_tensor * k     = keys_or_values(true, rows, index, n, n_kv_heads);
-        ggml_tensor * kq    = g.ggml_mul_mat(graph_.context(), k, flat);
-        kq->op_params[0]    = GGML_PREC_F32;
-        kq                  = graph_.add(kq, graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
+        ggml_tensor * q  = queries(a, node, stream, kv_head, n_kv_heads, first, n_tokens);
+        if (n_tokens == 1 && a.q_nb[2] == (size_t) a.k.dim * sizeof(float)) { // without gaps already
+            q = graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(q), a.k.dim, 1, n_heads));
+        } else {
+            q = graph_.copy(q, graph_.scratch(GGML_TYPE_F32, a.k.dim, n_tokens, n_heads));
+        }
+        ggml_tensor * k  = keys_or_values(true, rows, index, n, n_kv_heads);
+        ggml_tensor * kq = g.ggml_mul_mat(graph_.context(), k, q);
+        kq->op_params[0] = GGML_PREC_F32;
+        kq               = graph_.add(kq, graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
         float scale = a.scale;
         if (a.softcap != 0) {
             ggml_tensor * x = graph_.add(g.ggml_scale(graph_.context(), kq, a.scale / a.softcap), graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
