@@ -483,7 +483,7 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
         portable_->move_rows(moving);
     }
     portable_->begin(graph);
-    std::vector<int32_t> streams, slots;
+    std::vector<int64_t> targets; // of an append: [token][KV head]
     size_t at = 0;
     for (int i = 0; i < graph->n_nodes; i++) {
         if (at == used_ || graph->nodes[i] != nodes_[at].node) {
@@ -497,17 +497,16 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
             portable_->attend(x.attention, x.node, rows, x.first_head);
             continue;
         }
-        const int64_t n = x.node->src[0]->ne[1];
-        streams.resize((size_t) n);
-        slots.resize((size_t) (n * l.n_head_kv));
-        for (int64_t t = 0; t < n; t++) {
-            const int64_t row = index_of(x.node->src[1]->type, x.cells, t);
-            streams[(size_t) t] = (int32_t) (row / l.n_cells);
+        targets.clear();
+        for (int64_t t = 0; t < x.node->src[0]->ne[1]; t++) {
+            const int64_t row    = index_of(x.node->src[1]->type, x.cells, t);
+            const auto    stream = (int32_t) (row / l.n_cells);
             for (int32_t h = 0; h < l.n_head_kv; h++) {
-                slots[(size_t) (t * l.n_head_kv + h)] = l.slot_plus_1[(size_t) l.index(streams[(size_t) t], h)][row % l.n_cells] - 1;
+                const int index = l.index(stream, h);
+                targets.push_back(rows.first_row(x.rows->is_k, index) + l.slot_plus_1[(size_t) index][row % l.n_cells] - 1);
             }
         }
-        portable_->append({x.node->src[0], &rows, x.rows->is_k, l.n_head_kv, streams.data(), slots.data()});
+        portable_->append(x.node->src[0], rows, x.rows->is_k, l.n_head_kv, targets);
     }
     return portable_->finish();
 }

@@ -140,34 +140,24 @@ void portable_attention::move_rows(const std::vector<device_rows *> & rows) {
     }
 }
 
-// The rows of all heads are one matrix. K and V of a token have the same ones, as have the layers whose heads hold as much.
-ggml_tensor * portable_attention::target_rows(const append_node & a) {
-    const size_t         n = (size_t) a.src->ne[1], heads = (size_t) a.n_head_kv;
-    std::vector<int64_t> targets(n * heads);
-    for (size_t i = 0; i < targets.size(); i++) {
-        targets[i] = a.rows->first_row(a.is_k, a.stream[i / heads] * a.n_head_kv + (int) (i % heads)) + a.slot[i];
-    }
-    if (!targets_tensor_ || targets != targets_) {
+void portable_attention::append(const ggml_tensor * src, const device_rows & rows, bool is_k, int32_t n_head_kv, const std::vector<int64_t> & targets) {
+    if (!targets_tensor_ || targets != targets_) { // V has the same as K, as have layers whose heads hold as much
         void * host;
         targets_tensor_ = graph_.input(GGML_TYPE_I64, (int64_t) targets.size(), 1, 1, &host);
         std::copy(targets.begin(), targets.end(), (int64_t *) host);
-        targets_ = std::move(targets);
+        targets_ = targets;
     }
-    return targets_tensor_;
-}
-
-void portable_attention::append(const append_node & a) {
     graph_.rewind_scratch();
-    const int64_t n = a.src->ne[1], heads = a.n_head_kv, dim = a.src->ne[0] / heads;
+    const int64_t n = src->ne[1], dim = src->ne[0] / n_head_kv;
     const size_t  row = (size_t) dim * sizeof(float);
-    ggml_tensor * src;
-    if (n == 1 || a.src->nb[1] == row * (size_t) heads) {
-        src = graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(a.src), dim, heads * n));
+    ggml_tensor * from;
+    if (n == 1 || src->nb[1] == row * (size_t) n_head_kv) {
+        from = graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(src), dim, n_head_kv * n));
     } else {
-        src = graph_.copy(graph_.tensor(GGML_TYPE_F32, place(a.src), dim, heads, n, row, a.src->nb[1]), graph_.scratch(GGML_TYPE_F32, dim, heads * n));
+        from = graph_.copy(graph_.tensor(GGML_TYPE_F32, place(src), dim, n_head_kv, n, row, src->nb[1]), graph_.scratch(GGML_TYPE_F32, dim, n_head_kv * n));
     }
-    ggml_tensor * dst = graph_.tensor(a.rows->format(a.is_k).type, a.rows->all(a.is_k), dim, a.rows->n_rows(a.is_k));
-    graph_.add(llama().ggml_set_rows(graph_.context(), dst, src, target_rows(a)), dst);
+    ggml_tensor * to = graph_.tensor(rows.format(is_k).type, rows.all(is_k), dim, rows.n_rows(is_k));
+    graph_.add(llama().ggml_set_rows(graph_.context(), to, from, targets_tensor_), to);
 }
 
 ggml_tensor * portable_attention::mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first,

@@ -1,6 +1,6 @@
 // The portable path: appends to and attention over device_rows by ggml's own operations, on any backend. As long as the KV
-// heads of a layer keep the same tokens they share a FLASH_ATTN_EXT, as they do in llama.cpp; then each gets its own, with
-// llama.cpp's mask gathered by cell.
+// heads of a layer keep the same tokens they share a FLASH_ATTN_EXT, as they do in llama.cpp; when they part each gets its own.
+// llama.cpp's mask is gathered by cell.
 #pragma once
 
 #include "../../device/graph_builder.h"
@@ -12,16 +12,6 @@
 
 namespace kvasir {
 
-// A SET_ROWS into the store.
-struct append_node {
-    const ggml_tensor *  src = nullptr; // [elements of all heads, tokens] f32
-    device_rows *        rows = nullptr;
-    bool                 is_k = false;
-    int32_t              n_head_kv = 1;
-    const int32_t *      stream = nullptr; // [token]
-    const int32_t *      slot = nullptr;   // [token][KV head]
-};
-
 class portable_attention {
 public:
     explicit portable_attention(ggml_backend_t inner) : graph_(inner) {}
@@ -29,7 +19,8 @@ public:
     // Nodes in their order; nothing runs before finish, unless what is to be sent or fetched for it grows too large.
     void begin(const ggml_cgraph * graph);
     void pass(ggml_tensor * node) { graph_.pass(node); }
-    void append(const append_node & a);
+    // a SET_ROWS of src [elements of all heads, tokens] f32; targets: [token][KV head] rows of the matrix of all heads
+    void append(const ggml_tensor * src, const device_rows & rows, bool is_k, int32_t n_head_kv, const std::vector<int64_t> & targets);
     // a.q, a.out and a.sinks are addresses of the device and are taken from node; a.mask is the host's copy. head: the
     // index of a.heads[0] in rows.
     void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
@@ -57,11 +48,10 @@ private:
     std::vector<known_mask> masks_;
     std::vector<weights>    weights_;
     ggml_status             status_ = GGML_STATUS_SUCCESS;
-    std::vector<int64_t>    targets_;             // rows that an append writes
-    ggml_tensor *           targets_tensor_ = nullptr; // their indices, or none yet
+    std::vector<int64_t>    targets_;             // of the tensor below
+    ggml_tensor *           targets_tensor_ = nullptr;
 
     void          cut();
-    ggml_tensor * target_rows(const append_node & a);
     ggml_tensor * mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows);
     void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
     void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);

@@ -16,9 +16,9 @@ final class GgufWriter {
   private static final int TYPE_UINT32 = 4;
   private static final int TYPE_INT32 = 5;
   private static final int TYPE_FLOAT32 = 6;
-  private static final int TYPE_STRING = 8;
-  private static final int TYPE_ARRAY = 9;
-  private static final int ALIGNMENT = 32;
+  static final int TYPE_STRING = 8;
+  static final int TYPE_ARRAY = 9;
+  static final int ALIGNMENT = 32;
 
   private final ByteArrayOutputStream pairs = new ByteArrayOutputStream();
   private final List<Tensor> tensors = new ArrayList<>();

@@ -22,10 +22,7 @@ final class UnquantizedModel {
   private static final int Q8_0 = 8;
   private static final int BLOCK = 32;
 
-  private static final int STRING = 8;
-  private static final int ARRAY = 9;
   private static final int[] SIZES = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}; // by type of value
-  private static final int ALIGNMENT = 32;
   private static final int MAGIC_AND_VERSION = 8;
 
   private record Tensor(ByteBuffer nameAndShape, int type, long elements, long offset) {}
@@ -132,8 +129,8 @@ final class UnquantizedModel {
 
   private void skipValue(int type) {
     switch (type) {
-      case STRING -> skipString();
-      case ARRAY -> {
+      case GgufWriter.TYPE_STRING -> skipString();
+      case GgufWriter.TYPE_ARRAY -> {
         int of = in.getInt();
         for (long count = in.getLong(); count > 0; count--) {
           skipValue(of);
@@ -148,6 +145,6 @@ final class UnquantizedModel {
   }
 
   private static int aligned(int position) {
-    return Math.ceilDiv(position, ALIGNMENT) * ALIGNMENT;
+    return Math.ceilDiv(position, GgufWriter.ALIGNMENT) * GgufWriter.ALIGNMENT;
   }
 }
