@@ -394,6 +394,9 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     kvasir_cache & cache = *l.cache;
     ggml_status    status = GGML_STATUS_FAILED;
     try {
+        if (gpu_ && on_gpu(l) && gpu_->begin(graph) != GGML_STATUS_SUCCESS) {
+            return GGML_STATUS_FAILED;
+        }
         require_room();
         for (const found_node & f : found_) {
             cache.report_failure();

@@ -520,12 +520,14 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
         us_then_ggml(); // ggml's stream joins the capture
     }
     const bool few = operations_.front().shape.kernel[0] != 0;
-    if (few) {
+    if (few && !capture) {
         launch_plan(); // while ggml computes up to the first attention
     }
     int first = 0, index = 0;
     for (operation & op : operations_) {
-        const ggml_status status = run_segment(graph, first, op.first, index++, capture);
+        const bool        done   = begun_ && index == 0;
+        const ggml_status status = done ? GGML_STATUS_SUCCESS : run_segment(graph, first, op.first, index, capture);
+        index++;
         if (status != GGML_STATUS_SUCCESS) {
             return status;
         }
@@ -578,7 +580,7 @@ bool cuda_graph::make_ready(cuda::graph recorded) {
     return ready_;
 }
 
-// false: it could not be recorded, and nothing has been computed
+// All but the first segment, which has begun. false: it could not be recorded, and nothing of it has been computed
 bool cuda_graph::capture(ggml_cgraph * graph) {
     drop_capture();
     if (cu().cuStreamBeginCapture(store_->queue(), CAPTURE_RELAXED) != SUCCESS) {
@@ -611,6 +613,11 @@ void cuda_graph::settle_addresses() {
     }
 }
 
+ggml_status cuda_graph::begin(ggml_cgraph * graph) {
+    begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0];
+    return begun_ ? run_segment(graph, 0, operations_.front().first, 0, false) : GGML_STATUS_SUCCESS;
+}
+
 ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host) {
     const bool statistic = found.front().l->cache->statistic_on, tracked = tracking_;
     const bool again     = graph->uid != 0 && graph->uid == uid_ && statistic == statistic_;
@@ -638,10 +645,11 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
         }
         settled_addresses_ = store_->addresses();
     }
-    if (few && again && graphs_wanted() && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
+    if (few && begun_ && again && graphs_wanted() && refused_uid_ != graph->uid && (captured_uid_ != graph->uid || captured_addresses_ != store_->addresses()) && !capture(graph)) {
         refused_uid_ = graph->uid;
     }
-    if (few && graph->uid != 0 && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
+    if (few && begun_ && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
+        launch_plan(); // as above
         inner_->iface.event_record(inner_, to_us_);
         check(cu().cuStreamWaitEvent(store_->queue(), event_of(to_us_), 0), "waiting for ggml's stream");
         check(cu().cuGraphLaunch(ready_, store_->queue()), "the captured graph");

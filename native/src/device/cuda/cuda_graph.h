@@ -32,6 +32,10 @@ public:
 
     using inputs = std::function<const void *(const ggml_tensor *)>; // the values of an input of the graph, where the host can read them
 
+    // Before compute: of a graph that was computed before, ggml computes what comes before the first attention while the host
+    // prepares the rest.
+    ggml_status begin(ggml_cgraph * graph);
+
     // found: the nodes over the store that are no views, in their order; the store's books already count what they append.
     // Throws kvasir::error.
     ggml_status compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host);
@@ -83,6 +87,7 @@ private:
     size_t                 track_at_ = 0;
     bool                   tracking_ = false, statistic_ = false;
 
+    bool       begun_ = false;                // the first segment of this graph is on its way
     uint64_t   uid_ = 0;                      // of the graph that operations_ and masks_ describe
     uint64_t   settled_addresses_ = 0;        // those that operations_ were given
     uint64_t   captured_uid_ = 0, captured_addresses_ = 0, refused_uid_ = 0;
