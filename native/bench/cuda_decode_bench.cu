@@ -170,6 +170,7 @@ int main(int argc, char ** argv) {
             layer.pages = {format, pool, tables.back().data(), counts.back().data(), stride, heads};
             layer.n_stream = 1;
             layer.n_pass = shape.n_pass;
+            layer.columns = shape.columns;
             layer.n_column = layer.group = c.group;
             layer.slot = slots.back().data();
             layer.token = token.data();
@@ -189,7 +190,7 @@ int main(int argc, char ** argv) {
             p.token = token.data();
             p.n_append = 1;
             p.group = c.group;
-            p.n_pass = shape.n_pass;
+            p.by_group = reciprocal(p.group);
             p.stages = shape.stages;
             p.ring = shape.ring;
             p.segments = segments.back().data();

@@ -183,6 +183,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     layer.pages = {format, d_pool.data(), d_table.data(), d_n.data(), stride, c.n_head_kv};
     layer.n_stream = c.n_stream;
     layer.n_pass = shape.n_pass;
+    layer.columns = shape.columns;
     layer.n_column = columns;
     layer.group = c.group;
     layer.open = c.mask ? d_open.data() : nullptr;
@@ -227,7 +228,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     p.token = d_token.data();
     p.n_append = rows;
     p.group = c.group;
-    p.n_pass = shape.n_pass;
+    p.by_group = reciprocal(p.group);
     p.stages = shape.stages;
     p.ring = shape.ring;
     p.segments = segments.data();
@@ -355,6 +356,14 @@ const char * name(int32_t type) { return type == Q8_0 ? "q8_0" : "f16"; }
 } // namespace
 
 int main(int argc, char ** argv) {
+    for (int32_t group = 1; group <= DECODE_MAX_GROUP; group++) {
+        for (int32_t column = 0; column < 8 * group; column++) {
+            if ((int32_t) ((uint32_t) column * reciprocal(group) >> 20) != column / group) {
+                printf("FAILED: column %d of a group of %d\n", column, group);
+                return 1;
+            }
+        }
+    }
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
         printf("skipped: there is no NVIDIA GPU here\n");

@@ -14,7 +14,7 @@ namespace {
 constexpr int   BLOCKS_PER_PAGE = PAGE_SLOTS / BLOCK_SLOTS;
 constexpr float HEADROOM = 8.0f; // weights are relative to 2^-8 of the largest: small ones stay normal in f16
 
-enum word : int { HEAD, BEGIN, END, SLOTS, MORE, PART, N_PART, EXCHANGE, EPOCH, WHERE, TRACK, ROW, ROW_SLOT, ROW_PAGE, ROW_CELL, ROW_POS, PAGE }; // of a decode_segment
+enum word : int { HEAD, BEGIN, END, SLOTS, MORE, WHERE, TRACK, ROW, PARTS, SHARE, EXCHANGE, EPOCH, ROW_SLOT, ROW_PAGE, ROW_CELL, ROW_POS, PAGE }; // of a decode_segment
 static_assert(PAGE + SEGMENT_PAGES == 32, "one lane per word");
 
 // ---- copies into shared memory ----
@@ -31,7 +31,7 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier) {
 
 __device__ __forceinline__ void barriers_ready() { // to the copy engine too
 #if __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
     __syncwarp();
 }
@@ -49,8 +49,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     } while (!done);
 }
 
-// what a warp wrote there by itself must not be overtaken by the next copy
-__device__ __forceinline__ void written_by_hand() {
+// What a warp read or wrote there by itself must not be overtaken by the next copy.
+__device__ __forceinline__ void done_by_hand() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
@@ -68,18 +68,15 @@ struct copier { // of a warp
     }
     __device__ __forceinline__ void begin(uint32_t barrier, uint32_t bytes) const {
 #if __CUDA_ARCH__ >= 900
-        if (lane == 0) {
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-        }
+        asm volatile("{\n\t.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\t@p mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n\t}" :: "r"(barrier), "r"(bytes) : "memory");
 #endif
     }
     template <uint32_t BYTES> __device__ __forceinline__ void copy(uint32_t to, const char * from, uint32_t barrier) const {
         static_assert(BYTES % 16 == 0, "whole 16 bytes");
 #if __CUDA_ARCH__ >= 900
-        if (lane == 0) {
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                         :: "r"(to), "l"(from), "r"(BYTES), "r"(barrier), "l"(policy) : "memory");
-        }
+        asm volatile("{\n\t.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\t"
+                     "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;\n\t}"
+                     :: "r"(to), "l"(from), "r"(BYTES), "r"(barrier), "l"(policy) : "memory");
 #else
 #pragma unroll
         for (uint32_t at = 0; at < BYTES; at += 512) {
@@ -109,7 +106,7 @@ __device__ __forceinline__ uint4 look(const uint4 * at) {
 }
 __device__ __forceinline__ bool arrived(uint4 x, uint32_t epoch) { return x.y == epoch && x.w == epoch; }
 
-struct sum { // weights relative to 2^max: their sum, and their sum with two elements of V
+struct sum { // weights relative to 2^max: their sum, and their sum with two elements of V, 8 rows apart
     float max, weight, x, y;
 };
 
@@ -137,6 +134,10 @@ __device__ __forceinline__ float column_sum(float x) {
     }
     return x;
 }
+
+template <int N> struct known { // a number that loops are unrolled with
+    __device__ constexpr operator int() const { return N; }
+};
 
 // ---- attention ----
 
@@ -174,117 +175,205 @@ struct column_info { // of a query row
     float        slope;
 };
 
-// A row to append, into slot `slot` of a block: in its stage and in its page
-template <int TYPE, int D, bool TRANSPOSED>
-__device__ __forceinline__ void put_row(const float * row, int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) {
-#pragma unroll 1
-    for (int i = 0; i < (D + 31) / 32; i++) {
-        const int e = i * 32 + lane, at = TRANSPOSED ? e * BLOCK_SLOTS + slot : slot * D + e;
-        if constexpr (TYPE == Q8_0) {
-            const float x = row[e];
-            float top = fabsf(x);
+// A row to append, 4 elements a lane: 32 lanes, then again.
+template <int D> struct appended_row {
+    static constexpr int PARTS = (D + 127) / 128;
+    float4 x[PARTS];
+
+    __device__ __forceinline__ void load(const char * row, int lane) {
 #pragma unroll
-            for (int o = 1; o < 32; o *= 2) {
-                top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-            }
-            const float d = top / 127.0f;
-            const int8_t q = (int8_t) roundf(x * (d != 0.0f ? 1.0f / d : 0.0f));
-            ((int8_t *) stage)[at] = q;
-            ((int8_t *) page)[at]  = q;
-            if (lane == 0) {
-                ((__half *) stage_scale)[slot * (D / Q8_BLOCK) + i] = __float2half_rn(d);
-                ((__half *) page_scale)[slot * (D / Q8_BLOCK) + i]  = __float2half_rn(d);
-            }
-        } else if (D % 32 == 0 || e < D) {
-            const __half h = __float2half_rn(row[e]);
-            ((__half *) stage)[at] = h;
-            ((__half *) page)[at]  = h;
+        for (int i = 0; i < PARTS; i++) {
+            const int e = (i * 32 + lane) * 4;
+            x[i] = D % 128 == 0 || e < D ? *(const float4 *) (row + e * 4) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
     }
-}
+
+    // into slot `slot` of a block: in its stage and in its page
+    template <int TYPE, bool TRANSPOSED> __device__ __forceinline__ void put(int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) const {
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            const int e = (i * 32 + lane) * 4;
+            float scale = 1.0f, by = 1.0f;
+            if constexpr (TYPE == Q8_0) {
+                float top = fmaxf(fmaxf(fabsf(x[i].x), fabsf(x[i].y)), fmaxf(fabsf(x[i].z), fabsf(x[i].w)));
+#pragma unroll
+                for (int o = 1; o < Q8_BLOCK / 4; o *= 2) {
+                    top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+                }
+                scale = top / 127.0f;
+                by    = scale != 0.0f ? 1.0f / scale : 0.0f;
+            }
+            if (D % 128 != 0 && e >= D) {
+                continue;
+            }
+            const float v[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+            if constexpr (TYPE == Q8_0) {
+                int8_t q[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    q[j] = (int8_t) roundf(v[j] * by);
+                }
+                if constexpr (TRANSPOSED) {
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        ((int8_t *) stage)[(e + j) * BLOCK_SLOTS + slot] = q[j];
+                        ((int8_t *) page)[(e + j) * BLOCK_SLOTS + slot]  = q[j];
+                    }
+                } else {
+                    const char4 all = make_char4(q[0], q[1], q[2], q[3]);
+                    *(char4 *) (stage + slot * D + e) = all;
+                    *(char4 *) (page + slot * D + e)  = all;
+                }
+                if (lane % (Q8_BLOCK / 4) == 0) {
+                    const int at = slot * (D / Q8_BLOCK) + e / Q8_BLOCK;
+                    ((__half *) stage_scale)[at] = __float2half_rn(scale);
+                    ((__half *) page_scale)[at]  = __float2half_rn(scale);
+                }
+            } else if constexpr (TRANSPOSED) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const __half h = __float2half_rn(v[j]);
+                    ((__half *) stage)[(e + j) * BLOCK_SLOTS + slot] = h;
+                    ((__half *) page)[(e + j) * BLOCK_SLOTS + slot]  = h;
+                }
+            } else {
+                const uint2 all = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
+                *(uint2 *) (stage + (slot * D + e) * 2) = all;
+                *(uint2 *) (page + (slot * D + e) * 2)  = all;
+            }
+        }
+    }
+};
 
 template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(const decode_params & p) {
     using B = block_shape<TK, TV, D>;
     constexpr int STEP = B::STEP, STEPS = D / (4 * STEP), PARTS = STEP / 4; // a row of K: STEPS reads of PARTS matrix products
     constexpr int MT = D / 16;                                             // row tiles of O^T
     constexpr int KT = D / 16;                                             // depth tiles of S^T
-    constexpr int TILE_ROW = D + DECODE_ROW_PAD; // floats
 
     extern __shared__ __align__(128) char shared[];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, n_warp = blockDim.x >> 5, stages = p.stages;
     const page_format & f = p.a.pages.format;
 
-    uint32_t word = ((const uint32_t *) (p.segments + blockIdx.x))[lane];
+    // Every lane has what it wants of the segment that is worked on. Of the one whose blocks are fetched each lane has a word, as
+    // a page's number is found by its index.
+    const auto field = [&](uint32_t of, int i) { return (int32_t) __shfl_sync(~0u, of, i); };
+    const decode_segment * const first_segment = p.segments + blockIdx.x, * segment = first_segment;
+    const auto segment_of = [&](int32_t head) { return p.segments + gridDim.x + head; };
+    const auto word_of = [&](const decode_segment * s) { return __ldg((const uint32_t *) s + lane); };
+    uint32_t next_word = word_of(segment), after_word = 0;
+    int4 blocks = __ldg((const int4 *) &segment->head); // HEAD, BEGIN, END, SLOTS
+    int4 about  = __ldg((const int4 *) &segment->more); // MORE, WHERE, TRACK, ROW
 
-    // barriers: per stage of this warp K and V, then a row to append for each warp, then the queries
-    const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16), row_barrier = shared_address(shared) + (uint32_t) (n_warp * stages * 16 + warp * 8);
-    const uint32_t query_barrier = shared_address(shared) + (uint32_t) (n_warp * (stages * 16 + 8));
-    float * const rows = (float *) (shared + (n_warp * (stages * 16 + 8) + 8 + 15) / 16 * 16); // [2][D] a row to append: K, V
-    float * const raw_queries = rows + 2 * D;                                  // [column][D], of the segment that comes next
-    uint2 * const queries = (uint2 *) (raw_queries + NT * 8 * D);              // [depth tile][column tile][lane], wide only
+    // barriers: per stage of this warp K and V; then that of the queries, wide only
+    const uint32_t barriers = shared_address(shared) + (uint32_t) (warp * stages * 16), query_barrier = shared_address(shared) + (uint32_t) (n_warp * stages * 16);
+    float * const raw_queries = (float *) (shared + n_warp * stages * 16 + 16);   // [column][D], of the segment that comes next, wide only
+    uint2 * const queries = (uint2 *) (raw_queries + (NT > 1 ? NT * 8 * D : 0));  // [depth tile][column tile][lane], wide only
     column_info * const columns = (column_info *) (queries + (NT > 1 ? KT * NT * 32 : 0));
-    float * const tile = (float *) (columns + NT * 8);                         // [warp][8][TILE_ROW]
-    float * const tile_max = tile + n_warp * 8 * TILE_ROW, * const tile_sum = tile_max + n_warp * 8;
+    float4 * const tile = (float4 *) (columns + NT * 8);                          // [warp][row tile][lane] accumulators
+    float4 * const tile_sum = tile + n_warp * MT * 32;                            // [warp][4] maxima and sums of two columns
     char * const ring = shared + p.ring + (size_t) (warp * stages) * B::BYTES;
     const uint32_t ring_address = shared_address(ring);
     if (lane < 2 * stages) {
         barrier_init(barriers + (uint32_t) lane * 8);
-    } else if (lane == 31) {
-        barrier_init(row_barrier);
-    } else if (threadIdx.x == 30) {
+    } else if (NT > 1 && threadIdx.x == 31) {
         barrier_init(query_barrier);
     }
     barriers_ready();
-    __syncthreads();
-
-    const auto field = [&](uint32_t of, int i) { return (int32_t) __shfl_sync(~0u, of, i); };
-    if (field(word, HEAD) < 0) {
+    if (NT > 1) {
+        __syncthreads();
+    }
+    if (blocks.x < 0) {
         return;
     }
     const int group = p.group, n_column = group * p.a.n_tokens;
-    const bool masked = p.a.mask.data && field(word, WHERE) >= 0;
-    const auto segment_of = [&](int32_t head) { return (const uint32_t *) (p.segments + gridDim.x + head) + lane; };
+    const bool masked = p.a.mask.data && about.y >= 0;
 
     struct place { // of a segment
         int32_t stream, head_kv, head, first_column, n_here;
     };
-    const auto place_of = [&](uint32_t of) {
-        const int32_t where = field(of, WHERE), stream = where >> 20 & 0x7ff, head_kv = where >> 8 & 0xfff, first_column = (where & 0xff) * (NT * 8);
+    const auto place_of = [&](int32_t where) {
+        const int32_t stream = where >> 20 & 0x7ff, head_kv = where >> 8 & 0xfff, first_column = (where & 0xff) * (NT * 8);
         return place{stream, head_kv, stream * p.a.pages.n_head_kv + head_kv, first_column, min(NT * 8, n_column - first_column)};
     };
-    const auto token_in = [&](int32_t column) { return p.a.n_tokens == 1 ? 0 : column / group; };
+    const auto token_in = [&](int32_t column) { return (int32_t) ((uint32_t) column * p.by_group >> 20); }; // column / group
+
+    // -- queries and rows to append: those of later segments are asked for early, as every load waits behind the blocks that are on their way
+    const copier copies(lane);
+    const auto query_row = [&](const place & at, int32_t i) {
+        const int32_t column = at.first_column + i, token = token_in(column), query_head = at.head_kv * group + column - token * group;
+        return p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + at.stream * p.a.q_stream_bytes;
+    };
+    float4 raw[NT == 1 ? KT : 1]; // this lane's elements of its column
+    const auto request_queries = [&](const place & at) {
+        if constexpr (NT == 1) {
+            const char * row = query_row(at, min(g, at.n_here - 1)) + t * (STEP * 4);
+            asm volatile("" : "+l"(row)); // one address with offsets, not as many addresses
+#pragma unroll
+            for (int k = 0; k < KT; k++) {
+                raw[k] = __ldg((const float4 *) (row + (k / PARTS * 4 * STEP + k % PARTS * 4) * 4));
+            }
+        } else if (warp == n_warp - 1) { // the one with the fewest blocks
+            copies.begin(query_barrier, (uint32_t) at.n_here * (D * 4));
+#pragma unroll 1
+            for (int32_t i = 0; i < at.n_here; i++) {
+                copies.template copy<D * 4>(shared_address(raw_queries) + (uint32_t) (i * D * 4), query_row(at, i), query_barrier);
+            }
+            copies.end(query_barrier);
+        }
+    };
+    int32_t row = -1, row_slot = 0; // to append by this warp; -2: several rows are appended to the head
+    appended_row<D> k_row, v_row;
+    const auto load_row = [&](int32_t i, int32_t head_kv) {
+        k_row.load(p.k + i * p.k_token_bytes + head_kv * p.k_head_bytes, lane);
+        v_row.load(p.v + i * p.v_token_bytes + head_kv * p.v_head_bytes, lane);
+    };
+    const auto request_row = [&] {
+        row      = about.w;
+        row_slot = __ldg(&segment->row_slot);
+        if (row >= 0) {
+            if (((row_slot / BLOCK_SLOTS - blocks.y) & (n_warp - 1)) == warp) { // n_warp is a power of two
+                if constexpr (NT == 1) { // wide has no registers to spare
+                    load_row(row, place_of(about.y).head_kv);
+                }
+            } else {
+                row = -1;
+            }
+        }
+    };
 
     // -- what is to be read next: this warp's blocks of all segments of the CTA, up to `stages` blocks ahead of the arithmetic
-    const copier copies(lane);
-    uint32_t next_word = word, after_word = 0;
-    int next_block = 0, next_end = 0, next_first = 0, ahead = 0;
+    int next_head = blocks.x, next_first = blocks.y, next_block = next_first + warp, next_end = blocks.z, next_more = about.x, ahead = 0;
     const char * from = nullptr; // the page of the block being fetched; none: there is nothing left
     int half = 0;
-
-    const auto enter_next = [&] {
-        next_first = field(next_word, BEGIN);
-        next_block = next_first + warp;
-        next_end   = field(next_word, END);
-        if (field(next_word, MORE) > 0) {
-            after_word = *segment_of(field(next_word, HEAD) + 1);
-        }
+    if (next_more > 0) {
+        after_word = word_of(segment_of(next_head + 1));
+    }
+    const auto fetch_from = [&](int32_t page) {
+        from = p.a.pages.pool + (size_t) (uint32_t) page * f.bytes;
+        half = next_block % BLOCKS_PER_PAGE;
+        next_block += n_warp;
     };
     const auto fetch_next = [&] {
         while (next_block >= next_end) {
-            if (field(next_word, MORE) <= 0) {
+            if (next_more <= 0) {
                 from = nullptr;
                 return;
             }
-            next_word = after_word;
-            enter_next();
+            next_word  = after_word;
+            next_head  = field(next_word, HEAD);
+            next_first = field(next_word, BEGIN);
+            next_end   = field(next_word, END);
+            next_more  = field(next_word, MORE);
+            next_block = next_first + warp;
+            if (next_more > 0) {
+                after_word = word_of(segment_of(next_head + 1));
+            }
         }
         const int i = next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE;
-        const int32_t page = i < SEGMENT_PAGES ? field(next_word, PAGE + i) : ahead;
-        from = p.a.pages.pool + (size_t) page * f.bytes;
-        half = next_block % BLOCKS_PER_PAGE;
-        next_block += n_warp;
+        fetch_from(i < SEGMENT_PAGES ? field(next_word, PAGE + i) : ahead);
         if (next_block < next_end && next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE >= SEGMENT_PAGES) {
-            ahead = p.a.pages.table[(size_t) place_of(next_word).head * (size_t) p.a.pages.table_stride + next_block / BLOCKS_PER_PAGE];
+            ahead = p.a.pages.table[(size_t) place_of(field(next_word, WHERE)).head * (size_t) p.a.pages.table_stride + next_block / BLOCKS_PER_PAGE];
         }
     };
     const auto fetch_k = [&](int stage) {
@@ -308,90 +397,75 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         }
         copies.end(barrier);
     };
-
-    // -- queries and rows to append: asked for a segment ahead, as every load waits behind the blocks that are on their way
-    const auto request_queries = [&](const place & at) {
-        if (warp != n_warp - 1) { // the one with the fewest blocks
-            return;
-        }
-        copies.begin(query_barrier, (uint32_t) at.n_here * (D * 4));
+    int filled = 0;
+    if (next_block < next_end) { // the first block, without what others need: it is what everything waits for
+        static_assert(2 * DECODE_MAX_WARPS / BLOCKS_PER_PAGE < SEGMENT_PAGES, "the second block's page is among the first ones");
+        fetch_from(field(next_word, PAGE + next_block / BLOCKS_PER_PAGE - next_first / BLOCKS_PER_PAGE));
+        fetch_k(0);
+        fetch_v(0);
+        filled = 1;
+    }
 #pragma unroll 1
-        for (int32_t i = 0; i < at.n_here; i++) {
-            const int32_t column = at.first_column + i, token = token_in(column), query_head = at.head_kv * group + column - token * group;
-            copies.template copy<D * 4>(shared_address(raw_queries) + (uint32_t) (i * D * 4),
-                                        p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + at.stream * p.a.q_stream_bytes, query_barrier);
-        }
-        copies.end(query_barrier);
-    };
-    const auto request_row = [&](uint32_t of) { // by the warp that will want it
-        const int32_t row = field(of, ROW);
-        if (row >= 0 && (field(of, ROW_SLOT) / BLOCK_SLOTS - field(of, BEGIN)) % n_warp == warp) {
-            const int32_t head_kv = place_of(of).head_kv;
-            copies.begin(row_barrier, 2 * D * 4);
-            copies.template copy<D * 4>(shared_address(rows), p.k + row * p.k_token_bytes + head_kv * p.k_head_bytes, row_barrier);
-            copies.template copy<D * 4>(shared_address(rows + D), p.v + row * p.v_token_bytes + head_kv * p.v_head_bytes, row_barrier);
-            copies.end(row_barrier);
-        }
-    };
-    request_queries(place_of(word));
-    enter_next();
-    for (int i = 0; i < stages; i++) {
+    for (; filled < stages; filled++) {
         fetch_next();
         if (!from) {
             break;
         }
-        fetch_k(i);
-        fetch_v(i);
+        fetch_k(filled);
+        fetch_v(filled);
     }
-    request_row(word);
+    request_queries(place_of(about.y));
+    request_row();
 
-    const auto finish = [&](const place & at, int32_t track, int32_t column, int32_t d, sum x) {
+    const auto finish = [&](const place & at, int32_t track, int32_t column, int32_t pair, sum x) {
         const int32_t token = token_in(at.first_column + column), query_head = at.head_kv * group + at.first_column + column - token * group;
         if (p.a.sinks) {
             const float sink = p.a.sinks[query_head] * LOG2_E, m = fmaxf(x.max, sink), by = exp2_fast(x.max - m);
             x = {m, x.weight * by + exp2_fast(sink - m), x.x * by, x.y * by};
         }
         const float scale = x.weight > 0.0f ? __fdividef(1.0f, x.weight) : 0.0f;
-        *(float2 *) ((char *) p.out + query_head * p.out_head_bytes + token * p.out_token_bytes + at.stream * p.out_stream_bytes + d * 4) = make_float2(x.x * scale, x.y * scale);
-        if (track > 0 && d == 0) {
+        float * const out = (float *) ((char *) p.out + query_head * p.out_head_bytes + token * p.out_token_bytes + at.stream * p.out_stream_bytes) + pair / 8 * 16 + pair % 8;
+        out[0] = x.x * scale;
+        out[8] = x.y * scale;
+        if (track > 0 && pair == 0) {
             p.lse[(size_t) (track - 1) * (size_t) n_column + (size_t) (at.first_column + column)] = x.weight > 0.0f ? x.max + log2f(x.weight) : INFINITY;
         }
     };
 
+    // part i of a head that begins at `place`: two places per CTA, of which part 0 may have the second
+    constexpr uint32_t PLACE_BYTES = NT * 8 * (D / 2 + 1) * 16;
+    const auto place_in_exchange = [&](int32_t place, int32_t i) { return (uint32_t) (i == 0 ? place : (place & ~1) + 2 * i) * PLACE_BYTES; };
+    int4 parts = {}; // PARTS, SHARE, EXCHANGE, EPOCH
+
     const int slot_row = 8 * (g >> 1) + (g & 1); // this lane's rows of S^T are the slots slot_row + 2 * i of a block
-    const uint32_t first_word = word;
     int stage = 0;
-    uint32_t parity = 0, query_parity = 0, row_parity = 0;
+    uint32_t parity = 0, query_parity = 0;
     for (;;) {
-        const place at = place_of(word);
+        const place at = place_of(about.y);
         const int32_t stream = at.stream, head_kv = at.head_kv, head = at.head, first_column = at.first_column, n_here = at.n_here, n_tile = NT == 1 ? 1 : (n_here + 7) / 8;
-        const int32_t begin = field(word, BEGIN), end = field(word, END), slots = field(word, SLOTS), more = field(word, MORE);
-        const int32_t track = field(word, TRACK), n_part = field(word, N_PART);
-        uint32_t following = 0;
-        if (more > 0) {
-            following = *segment_of(field(word, HEAD) + 1);
-        }
+        const int32_t begin = blocks.y, end = blocks.z, slots = blocks.w, track = about.z;
         const auto token_of = [&](int32_t column) { return token_in(first_column + column); };
         const auto head_of = [&](int32_t column) { return head_kv * group + first_column + column - token_of(column) * group; };
 
-        // -- queries, as f16 in units of log2
-        barrier_wait(query_barrier, query_parity);
-        query_parity ^= 1;
+        // -- queries, as f16 in units of log2; columns that there are none for become zero
         const float scale = p.a.softcap != 0.0f ? __fdividef(p.a.scale, p.a.softcap) : p.a.scale * LOG2_E;
-        const auto query = [&](int32_t column, int32_t k, int32_t lane_t) { // 4 elements: a lane's share of depth tile k
-            const float4 x = *(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PARTS * 4 * STEP + lane_t * STEP + k % PARTS * 4);
-            return column < n_here ? make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale)) : make_uint2(0, 0);
+        const auto scaled = [&](float4 x, bool is) {
+            return is ? make_uint2(pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale)) : make_uint2(0, 0);
         };
         uint2 q[NT == 1 ? KT : 1];
         if constexpr (NT == 1) {
 #pragma unroll
             for (int k = 0; k < KT; k++) {
-                q[k] = query(g, k, t);
+                q[k] = scaled(raw[k], g < n_here);
             }
         } else {
+            barrier_wait(query_barrier, query_parity);
+            query_parity ^= 1;
             for (int i = threadIdx.x; i < KT * NT * 32; i += (int) blockDim.x) {
-                queries[i] = query(i / 32 % NT * 8 + i % 32 / 4, i / 32 / NT, i % 4);
+                const int column = i / 32 % NT * 8 + i % 32 / 4, k = i / 32 / NT;
+                queries[i] = scaled(*(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PARTS * 4 * STEP + i % 4 * STEP + k % PARTS * 4), column < n_here);
             }
+            done_by_hand();
         }
         if (masked && (int) threadIdx.x < n_here) {
             columns[threadIdx.x] = {(const char *) mask_row(p.a.mask, stream, head_of((int) threadIdx.x), token_of((int) threadIdx.x)),
@@ -401,7 +475,6 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             __syncthreads();
         }
         // -- the blocks that rows are appended to
-        const int32_t row = field(word, ROW), row_slot = field(word, ROW_SLOT);
         int32_t append_first = 0x7fffffff, append_last = -1;
         const auto appended = [&](int32_t i) { // the slot of row i, if it is this head's
             return i < p.n_append && p.token[i].stream == stream ? p.slot[i * p.a.pages.n_head_kv + head_kv] : -1;
@@ -409,6 +482,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         if (row >= 0) {
             append_first = append_last = row_slot / BLOCK_SLOTS;
         } else if (row == -2) {
+#pragma unroll 1
             for (int32_t i = lane; i < p.n_append; i += 32) {
                 const int32_t s = appended(i);
                 if (s >= 0) {
@@ -434,39 +508,46 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         for (int32_t b = begin + warp; b < end; b += n_warp) {
             char * const block = ring + stage * B::BYTES;
             const bool append = b >= append_first && b <= append_last;
-            // put(slot in block, page, K row, V row, cell, pos) for each row to append to this block
-            const auto for_appended = [&](auto put) {
-                if (row >= 0) {
-                    barrier_wait(row_barrier, row_parity);
-                    put(row_slot % BLOCK_SLOTS, field(word, ROW_PAGE), rows, rows + D, field(word, ROW_CELL), field(word, ROW_POS));
-                } else {
-                    const int32_t page = p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE];
-                    for (int32_t i = 0; i < p.n_append; i += 32) {
-                        const int32_t s = appended(i + lane);
-                        for (uint32_t set = __ballot_sync(~0u, s >= 0 && s / BLOCK_SLOTS == b); set; set &= set - 1) {
-                            const int of = __ffs((int) set) - 1, r = i + of;
-                            put(__shfl_sync(~0u, s, of) % BLOCK_SLOTS, page, (const float *) (p.k + r * p.k_token_bytes + head_kv * p.k_head_bytes),
-                                (const float *) (p.v + r * p.v_token_bytes + head_kv * p.v_head_bytes), p.token[r].cell, p.token[r].pos);
-                        }
-                    }
-                }
-                written_by_hand();
-            };
-            const int in_page = b % BLOCKS_PER_PAGE;
-
             barrier_wait(barriers + (uint32_t) stage * 16, parity);
             if (append) {
-                for_appended([&](int32_t slot, int32_t page_number, const float * k_row, const float *, int32_t new_cell, int32_t new_pos) {
-                    char * const page = p.a.pages.pool + (size_t) page_number * f.bytes;
-                    put_row<TK, D, false>(k_row, slot, block, block + B::AT_K_SCALE, page + in_page * B::K, page + f.k_scale + in_page * B::K_SCALE, lane);
-                    if (lane == 0) {
-                        const int32_t at = in_page * BLOCK_SLOTS + slot;
-                        ((int32_t *) (block + B::AT_CELL))[slot] = new_cell;
-                        ((int32_t *) (page + f.cell))[at] = new_cell;
-                        ((int32_t *) (page + f.pos))[at]  = new_pos;
-                        ((float *) (page + f.score))[at]  = 0.0f;
+                barrier_wait(barriers + (uint32_t) stage * 16 + 8, parity);
+                char * const page = p.a.pages.pool + (size_t) (uint32_t) (row >= 0 ? __ldg(&segment->row_page) : p.a.pages.table[(size_t) head * (size_t) p.a.pages.table_stride + b / BLOCKS_PER_PAGE]) * f.bytes;
+                const int    half_of_page = b % BLOCKS_PER_PAGE;
+                int32_t      looked_at = 0; // rows, 32 at a time
+                uint32_t     found = 0;     // of the last ones
+                for (bool several = true; several;) {
+                    int32_t slot, cell, pos;
+                    if (row >= 0) {
+                        if constexpr (NT > 1) {
+                            load_row(row, head_kv);
+                        }
+                        slot = row_slot, cell = __ldg(&segment->row_cell), pos = __ldg(&segment->row_pos);
+                        several = false;
+                    } else {
+                        for (; !found && looked_at < p.n_append; looked_at += 32) {
+                            const int32_t s = appended(looked_at + lane);
+                            found = __ballot_sync(~0u, s >= 0 && s / BLOCK_SLOTS == b);
+                        }
+                        if (!found) {
+                            break;
+                        }
+                        const int32_t i = looked_at - 32 + __ffs((int) found) - 1;
+                        found &= found - 1;
+                        load_row(i, head_kv);
+                        slot = appended(i), cell = p.token[i].cell, pos = p.token[i].pos;
                     }
-                });
+                    slot %= BLOCK_SLOTS;
+                    k_row.template put<TK, false>(slot, block, block + B::AT_K_SCALE, page + half_of_page * B::K, page + f.k_scale + half_of_page * B::K_SCALE, lane);
+                    v_row.template put<TV, true>(slot, block + B::AT_V, block + B::AT_V_SCALE, page + f.v + half_of_page * B::V, page + f.v_scale + half_of_page * B::V_SCALE, lane);
+                    if (lane == 0) {
+                        const int32_t i = half_of_page * BLOCK_SLOTS + slot;
+                        ((int32_t *) (block + B::AT_CELL))[slot] = cell;
+                        ((int32_t *) (page + f.cell))[i] = cell;
+                        ((int32_t *) (page + f.pos))[i]  = pos;
+                        ((float *) (page + f.score))[i]  = 0.0f;
+                    }
+                }
+                __syncwarp();
             }
 
             // -- S^T = K Q^T
@@ -507,9 +588,9 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                     cell[i] = ((const int32_t *) (block + B::AT_CELL))[slot_row + 2 * i];
                 }
             }
-            __syncwarp();
             fetch_next();
             if (from) {
+                done_by_hand();
                 fetch_k(stage);
             }
 
@@ -592,12 +673,6 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             // -- O^T += V^T P^T
             barrier_wait(barriers + (uint32_t) stage * 16 + 8, parity);
             char * const v = block + B::AT_V;
-            if (append) {
-                for_appended([&](int32_t slot, int32_t page_number, const float *, const float * v_row, int32_t, int32_t) {
-                    char * const page = p.a.pages.pool + (size_t) page_number * f.bytes;
-                    put_row<TV, D, true>(v_row, slot, v, block + B::AT_V_SCALE, page + f.v + in_page * B::V, page + f.v_scale + in_page * B::V_SCALE, lane);
-                });
-            }
             if constexpr (TV == Q8_0) {
                 // a slot's scale goes into its weight
                 constexpr int PER = D % 64 == 0 ? 2 : 1; // groups of 32 dims whose scales are read at once
@@ -646,9 +721,8 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                     }
                 }
             }
-            __syncwarp();
-            row_parity ^= append && row >= 0 ? 1 : 0;
             if (from) {
+                done_by_hand();
                 fetch_v(stage);
             }
             if (++stage == stages) {
@@ -658,148 +732,163 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         }
 
         // -- the warps' results together; to the output, or to the other CTAs of this head
-        uint4 * const mine = (uint4 *) p.exchange + (size_t) (field(word, PART) == 0 ? field(word, EXCHANGE) : 2 * (field(word, EXCHANGE) / 2 + field(word, PART))) *
-                                                        (size_t) (NT * 8 * (D / 2 + 1));
-        const uint32_t epoch = (uint32_t) field(word, EPOCH);
-        const int busy = min(n_warp, end - begin);
+        parts = __ldg((const int4 *) &segment->parts);
+        const int32_t  n_part = parts.x >> 16;
+        const uint32_t epoch  = (uint32_t) parts.w;
+        uint4 * const  mine   = (uint4 *) ((char *) p.exchange + place_in_exchange(parts.z, parts.x & 0xffff));
+        const bool goes_on = about.x > 0;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             if (n >= n_tile) {
                 continue;
             }
+            const float sums[2] = {column_sum(weight[n][0]), column_sum(weight[n][1])};
             if (g == 0) {
-                *(float2 *) (tile_max + warp * 8 + 2 * t) = make_float2(top[n][0], top[n][1]);
-            }
-            float sums[2] = {column_sum(weight[n][0]), column_sum(weight[n][1])};
-            __syncthreads();
-            if (n == 0 && more > 0) { // nobody wants this segment's queries and row any more
-                request_queries(place_of(following));
-                request_row(following);
-            }
-            float all[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-            for (int o = 0; o < DECODE_MAX_WARPS; o++) {
-                const float2 x = *(const float2 *) (tile_max + (o < busy ? o : 0) * 8 + 2 * t);
-                all[0] = fmaxf(all[0], x.x);
-                all[1] = fmaxf(all[1], x.y);
+                tile_sum[warp * 4 + t] = make_float4(top[n][0], top[n][1], sums[0], sums[1]);
             }
 #pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const float by = exp2_fast(top[n][c] - base_of(all[c]));
-                if (g == 0) {
-                    tile_sum[warp * 8 + 2 * t + c] = sums[c] * by;
-                }
-                if (n * 8 + 2 * t + c < n_here) {
-                    float * to = tile + (warp * 8 + 2 * t + c) * TILE_ROW + g;
-#pragma unroll
-                    for (int i = 0; i < MT; i++) {
-                        to[16 * i] = acc[n][i][c] * by;
-                        to[16 * i + 8] = acc[n][i][2 + c] * by;
-                    }
-                }
+            for (int i = 0; i < MT; i++) {
+                tile[(warp * MT + i) * 32 + lane] = make_float4(acc[n][i][0], acc[n][i][1], acc[n][i][2], acc[n][i][3]);
             }
             __syncthreads();
-#pragma unroll 1
-            for (int i = threadIdx.x; i < min(8, n_here - n * 8) * (D / 2); i += (int) blockDim.x) {
-                const int column = i / (D / 2), d = i % (D / 2) * 2;
-                sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
+            if (n == 0 && goes_on) { // nobody wants this segment's queries and row any more
+                segment = segment_of(blocks.x + 1);
+                blocks  = __ldg((const int4 *) &segment->head);
+                about   = __ldg((const int4 *) &segment->more);
+                request_queries(place_of(about.y));
+                request_row();
+            }
+            const int column = n * 8 + 2 * t; // and the one after it
+            const auto put_together = [&](auto warps) {
+                float4 part[DECODE_MAX_WARPS]; // of each warp; one that had no blocks has a weight of zero, as has one that there is not
+                sum x{-INFINITY, 0.0f, 0.0f, 0.0f}, y = x;
 #pragma unroll
                 for (int o = 0; o < DECODE_MAX_WARPS; o++) {
-                    if (o < busy) {
-                        const float2 y = *(const float2 *) (tile + (o * 8 + column) * TILE_ROW + d);
-                        x.max = fmaxf(x.max, tile_max[o * 8 + column]);
-                        x.weight += tile_sum[o * 8 + column];
-                        x.x += y.x;
-                        x.y += y.y;
+                    part[o] = tile_sum[(o < warps ? o : 0) * 4 + t];
+                    x.max   = fmaxf(x.max, part[o].x);
+                    y.max   = fmaxf(y.max, part[o].y);
+                }
+                const float base_x = base_of(x.max), base_y = base_of(y.max);
+#pragma unroll
+                for (int o = 0; o < DECODE_MAX_WARPS; o++) {
+                    part[o].x = o < warps ? exp2_fast(part[o].x - base_x) : 0.0f;
+                    part[o].y = o < warps ? exp2_fast(part[o].y - base_y) : 0.0f;
+                    x.weight += part[o].x * part[o].z;
+                    y.weight += part[o].y * part[o].w;
+                }
+#pragma unroll 1
+                for (int i = warp; i < MT; i += warps) {
+                    x.x = x.y = y.x = y.y = 0.0f;
+#pragma unroll
+                    for (int o = 0; o < DECODE_MAX_WARPS; o++) {
+                        const float4 v = tile[((o < warps ? o : 0) * MT + i) * 32 + lane];
+                        x.x += v.x * part[o].x;
+                        y.x += v.y * part[o].y;
+                        x.y += v.z * part[o].x;
+                        y.y += v.w * part[o].y;
+                    }
+                    const int pair = i * 8 + g;
+#pragma unroll 1
+                    for (int c = 0; c < 2 && column + c < n_here; c++) {
+                        const sum z = c ? y : x;
+                        if (n_part == 1) {
+                            finish(at, track, column + c, pair, z);
+                            continue;
+                        }
+                        uint4 * const to = mine + (column + c) * (D / 2 + 1);
+                        send(to + pair, z.x, z.y, epoch);
+                        if (pair == 0) {
+                            send(to + D / 2, z.max, z.weight, epoch);
+                        }
                     }
                 }
-                if (n_part == 1) {
-                    finish(at, track, n * 8 + column, d, x);
-                    continue;
-                }
-                uint4 * const to = mine + (n * 8 + column) * (D / 2 + 1);
-                send(to + d / 2, x.x, x.y, epoch);
-                if (d == 0) {
-                    send(to + D / 2, x.max, x.weight, epoch);
+            };
+            if (column < n_here) {
+                if (NT == 1 && n_warp == DECODE_MAX_WARPS) { // as good as always
+                    put_together(known<DECODE_MAX_WARPS>());
+                } else {
+                    put_together(n_warp);
                 }
             }
-            __syncthreads();
+            if (goes_on || n + 1 < n_tile) {
+                __syncthreads();
+            }
         }
-        if (more > 0) {
-            word = following;
-            continue;
+        if (!goes_on) {
+            break;
         }
-        break;
     }
 
     // -- heads that other CTAs share: every CTA puts together its share of the elements. Of two such heads each gets half of the warps.
-    const bool other_last = field(word, HEAD) != field(first_word, HEAD);
-    const bool halves = n_warp > 1 && other_last && field(first_word, N_PART) > 1 && field(word, N_PART) > 1;
+    const bool halves = n_warp > 1 && segment != first_segment && parts.x >> 16 > 1 && __ldg(&first_segment->parts) >> 16 > 1;
     const int sharers = halves ? n_warp / 2 : n_warp, sharer = halves ? warp / 2 : warp;
-    for (int turn = 0; turn < 2; turn++) {
-        const uint32_t of = turn ? word : first_word;
-        const int32_t n_part = field(of, N_PART);
-        if (n_part == 1 || (turn && !other_last) || (halves && warp % 2 != turn)) {
-            continue;
-        }
-        constexpr int AT_ONCE = 3; // parts that a lane looks at at once
-        const int lanes = n_part <= 2 ? 2 : n_part <= 4 ? 4 : 8, at_once = 32 / lanes; // lanes per pair of elements, pairs of a warp
-        const place at = place_of(of);
-        const int32_t part = field(of, PART), track = field(of, TRACK), place0 = field(of, EXCHANGE);
-        const int32_t pairs = at.n_here * (D / 2), begin = pairs * part / n_part, end = pairs * (part + 1) / n_part;
-        const uint32_t epoch = (uint32_t) field(of, EPOCH);
+    for (bool last = true;; last = false) {
+        const int32_t n_part = parts.x >> 16;
+        if (n_part > 1 && !(halves && (warp % 2 == 0) != last)) {
+            constexpr int AT_ONCE = 3; // parts that a lane looks at at once
+            const int log_lanes = n_part <= 2 ? 1 : n_part <= 4 ? 2 : 3, lanes = 1 << log_lanes, at_once = 32 >> log_lanes; // lanes per pair of elements, pairs of a warp
+            const place at = place_of(about.y);
+            const int32_t begin = parts.y & 0xffff, end = parts.y >> 16;
+            const uint32_t epoch = (uint32_t) parts.w;
 #pragma unroll 1
-        for (int32_t i0 = begin + sharer * at_once; i0 < end; i0 += sharers * at_once) {
-            const int32_t i = min(i0 + lane / lanes, end - 1), column = i / (D / 2), d = i % (D / 2);
-            sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
+            for (int32_t i0 = begin + sharer * at_once; i0 < end; i0 += sharers * at_once) {
+                const int32_t i = min(i0 + (lane >> log_lanes), end - 1), column = i / (D / 2), pair = i % (D / 2);
+                const char * const value_at = (const char *) p.exchange + (uint32_t) (column * (D / 2 + 1) + pair) * 16u, * const weight_at = value_at + (D / 2 - pair) * 16;
+                sum x = {-INFINITY, 0.0f, 0.0f, 0.0f};
 #pragma unroll 1
-            for (int32_t o0 = lane % lanes; o0 < n_part; o0 += lanes * AT_ONCE) {
-                uint4 value[AT_ONCE], weight[AT_ONCE];
-                bool all;
-                do {
-                    all = true;
+                for (int32_t o0 = lane & (lanes - 1); o0 < n_part; o0 += lanes * AT_ONCE) {
+                    uint4 value[AT_ONCE], weight[AT_ONCE];
+                    bool all;
+                    do {
+                        all = true;
 #pragma unroll
-                    for (int u = 0; u < AT_ONCE; u++) { // past the last one: the first again
-                        const int32_t o = o0 + u * lanes < n_part ? o0 + u * lanes : o0;
-                        const uint4 * from_part = (const uint4 *) p.exchange + ((size_t) (o == 0 ? place0 : 2 * (place0 / 2 + o)) * (NT * 8) + (size_t) column) * (D / 2 + 1);
-                        value[u]  = look(from_part + d);
-                        weight[u] = look(from_part + D / 2);
-                    }
+                        for (int u = 0; u < AT_ONCE; u++) { // past the last one: the first again
+                            const uint32_t part = place_in_exchange(parts.z, o0 + u * lanes < n_part ? o0 + u * lanes : o0);
+                            value[u]  = look((const uint4 *) (value_at + part));
+                            weight[u] = look((const uint4 *) (weight_at + part));
+                        }
+#pragma unroll
+                        for (int u = 0; u < AT_ONCE; u++) {
+                            all = all && arrived(value[u], epoch) && arrived(weight[u], epoch);
+                        }
+                    } while (!all);
+                    float m = x.max;
 #pragma unroll
                     for (int u = 0; u < AT_ONCE; u++) {
-                        all = all && arrived(value[u], epoch) && arrived(weight[u], epoch);
+                        m = fmaxf(m, __uint_as_float(weight[u].x));
                     }
-                } while (!all);
+                    const float base = base_of(m), keep = exp2_fast(x.max - base);
+                    x = {m, x.weight * keep, x.x * keep, x.y * keep};
+#pragma unroll
+                    for (int u = 0; u < AT_ONCE; u++) {
+                        const float by = o0 + u * lanes < n_part ? exp2_fast(__uint_as_float(weight[u].x) - base) : 0.0f;
+                        x.weight += by * __uint_as_float(weight[u].z);
+                        x.x += by * __uint_as_float(value[u].x);
+                        x.y += by * __uint_as_float(value[u].z);
+                    }
+                }
                 float m = x.max;
-#pragma unroll
-                for (int u = 0; u < AT_ONCE; u++) {
-                    m = fmaxf(m, __uint_as_float(weight[u].x));
+                for (int o = 1; o < lanes; o *= 2) {
+                    m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
                 }
-                const float base = base_of(m), keep = exp2_fast(x.max - base);
+                const float keep = exp2_fast(x.max - base_of(m));
                 x = {m, x.weight * keep, x.x * keep, x.y * keep};
-#pragma unroll
-                for (int u = 0; u < AT_ONCE; u++) {
-                    const float by = o0 + u * lanes < n_part ? exp2_fast(__uint_as_float(weight[u].x) - base) : 0.0f;
-                    x.weight += by * __uint_as_float(weight[u].z);
-                    x.x += by * __uint_as_float(value[u].x);
-                    x.y += by * __uint_as_float(value[u].z);
+                for (int o = 1; o < lanes; o *= 2) {
+                    x.weight += __shfl_xor_sync(~0u, x.weight, o);
+                    x.x += __shfl_xor_sync(~0u, x.x, o);
+                    x.y += __shfl_xor_sync(~0u, x.y, o);
                 }
-            }
-            float m = x.max;
-            for (int o = 1; o < lanes; o *= 2) {
-                m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
-            }
-            const float keep = exp2_fast(x.max - base_of(m));
-            x = {m, x.weight * keep, x.x * keep, x.y * keep};
-            for (int o = 1; o < lanes; o *= 2) {
-                x.weight += __shfl_xor_sync(~0u, x.weight, o);
-                x.x += __shfl_xor_sync(~0u, x.x, o);
-                x.y += __shfl_xor_sync(~0u, x.y, o);
-            }
-            if (i0 + lane / lanes < end && lane % lanes == 0) {
-                finish(at, track, column, d * 2, x);
+                if (i0 + (lane >> log_lanes) < end && (lane & (lanes - 1)) == 0) {
+                    finish(at, about.z, column, pair, x);
+                }
             }
         }
+        if (segment == first_segment) {
+            break;
+        }
+        segment = first_segment;
+        about   = __ldg((const int4 *) &segment->more);
+        parts   = __ldg((const int4 *) &segment->parts);
     }
 }
 
@@ -993,6 +1082,8 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
             const cut stop = cuts[piece + 1];
             const int32_t end = min(stop.head > head ? blocks : stop.block, (slots + BLOCK_SLOTS - 1) / BLOCK_SLOTS);
             const int32_t first_piece = last_at_most(cuts, n_piece, cut{head, 0}), last_piece = last_at_most(cuts, n_piece, cut{head, blocks - 1});
+            const int32_t part = piece - first_piece, n_part = last_piece - first_piece + 1;
+            const int32_t pairs = min(layer.columns, layer.n_column - head % layer.n_pass * layer.columns) * (layer.pages.format.dim_v / 2); // of elements
             // rows to append: plain decode has one at most, and it is found here for the decode kernel
             const int32_t stream = store_head / layer.pages.n_head_kv, head_kv = store_head % layer.pages.n_head_kv;
             int32_t n_row = 0, row = -1, row_slot = 0;
@@ -1018,8 +1109,8 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
                 case END:      word = end; break;
                 case SLOTS:    word = slots; break;
                 case MORE:     word = stop.head - (stop.block > 0 ? 0 : 1) - head; break;
-                case PART:     word = piece - first_piece; break;
-                case N_PART:   word = last_piece - first_piece + 1; break;
+                case PARTS:    word = n_part << 16 | part; break;
+                case SHARE:    word = pairs * (part + 1) / n_part << 16 | pairs * part / n_part; break;
                 case EXCHANGE: word = 2 * first_piece + (cuts[first_piece] == cut{head, 0} ? 0 : 1); break;
                 case EPOCH:    word = (int32_t) epoch; break;
                 case WHERE:    word = stream << 20 | head_kv << 8 | head % layer.n_pass | (layer.open && *layer.open ? (int32_t) 0x80000000u : 0); break;

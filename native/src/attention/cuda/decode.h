@@ -22,12 +22,13 @@ struct decode_segment {
     int32_t  begin, end;    // blocks
     int32_t  slots;         // held by the head
     int32_t  more;          // segments of this CTA after this one; they are of the heads that follow
-    int32_t  part, n_part;  // of the head
-    int32_t  exchange;      // place of part 0; part i > 0 has place 2 * (exchange / 2 + i)
-    uint32_t epoch;         // of this plan and layer: marks what is exchanged
     int32_t  where;         // sign: every slot is seen; stream << 20 | KV head << 8 | pass
     int32_t  track;         // region of scores + 1; 0: the head is not tracked
     int32_t  row;           // appended to one of these blocks; -1: none, -2: several are appended to the head
+    int32_t  parts;         // of the head, << 16 | which of them this is
+    int32_t  share;         // of the head's pairs of elements, that this part puts together: end << 16 | begin
+    int32_t  exchange;      // place of part 0; part i > 0 has place 2 * (exchange / 2 + i)
+    uint32_t epoch;         // of this plan and layer: marks what is exchanged
     int32_t  row_slot, row_page, row_cell, row_pos;
     int32_t  page[SEGMENT_PAGES]; // the first ones
 };
@@ -39,6 +40,7 @@ struct decode_layer {
     int32_t          n_stream;
     int32_t          n_pass;        // decode_shape
     int32_t          n_column;      // query heads of a group * tokens of a stream
+    int32_t          columns;       // decode_shape
     int32_t          group;
     const int32_t *  open;          // there != 0: every slot is seen by every query, and the mask is not read; or none
     const int32_t *  track;         // [head] region of scores + 1, or 0; or none
@@ -61,8 +63,11 @@ struct plan_params {
 };
 
 struct decode_params {
-    attention_params       a;       // causal and query_pos are not read
+    const decode_segment * segments;
+    int32_t                stages, ring; // decode_shape
     int32_t                group;   // query heads of a KV head
+    uint32_t               by_group; // reciprocal(group)
+    attention_params       a;       // causal and query_pos are not read
     float *                out;     // [dv][n_head][n_tokens][n_stream]
     int64_t                out_head_bytes, out_token_bytes, out_stream_bytes;
     // rows to append, before they are read; f32, aligned to 16 bytes as queries are
@@ -72,8 +77,6 @@ struct decode_params {
     const int32_t *        slot;    // [n_append][n_head_kv]; pages.n counts them already. -1: the head does not hold the row
     const token_label *   token;   // [n_append]
     int32_t                n_append;
-    int32_t                n_pass, stages, ring; // decode_shape
-    const decode_segment * segments;
     void *                 exchange;
     float *                scores;  // as in decode_layer
     float *                lse;
@@ -90,6 +93,10 @@ struct decode_shape {
     uint32_t grid, block, shared;
 };
 
+// column / group is column * reciprocal(group) >> 20, for less than 8 * group columns
+constexpr int32_t  DECODE_MAX_GROUP = 256;
+constexpr uint32_t reciprocal(int32_t group) { return (1u << 20) / (uint32_t) group + 1; }
+
 constexpr int32_t decode_wide_tiles(int32_t dim) { return dim > 128 ? 2 : 4; } // tiles of 8 query rows
 
 constexpr uint32_t decode_stage_bytes(int32_t type_k, int32_t type_v, int32_t dim) {
@@ -97,14 +104,13 @@ constexpr uint32_t decode_stage_bytes(int32_t type_k, int32_t type_v, int32_t di
                        BLOCK_SLOTS * (dim / Q8_BLOCK) * 2 * ((type_k == Q8_0) + (type_v == Q8_0)) + BLOCK_SLOTS * 4);
 }
 
-constexpr int32_t DECODE_MAX_WARPS   = 8;
+constexpr int32_t DECODE_MAX_WARPS   = 8; // of a CTA; their number is a power of two
 constexpr int32_t DECODE_HEAD_BLOCKS = 8;
-constexpr int32_t DECODE_ROW_PAD   = 4; // floats: lanes of a column tile then write to different banks
 
-// shared memory beside the stages: barriers, a row of K and V, queries, columns, accumulators of all warps with their maxima and sums
+// shared memory beside the stages: barriers, queries (wide only), columns, accumulators of all warps with their maxima and sums
 constexpr uint32_t decode_fixed_bytes(int32_t dim, int32_t tiles, int32_t warps, int32_t stages) {
-    const uint32_t bytes = (uint32_t) ((warps * (stages * 16 + 8) + 8 + 15) / 16 * 16 + 2 * dim * 4 + tiles * 8 * dim * 4 + (tiles > 1 ? dim / 16 * tiles * 32 * 8 : 0) + tiles * 8 * 16 +
-                                       warps * 8 * (dim + DECODE_ROW_PAD) * 4 + warps * 8 * 8);
+    const uint32_t bytes = (uint32_t) (warps * stages * 16 + 16 + (tiles > 1 ? tiles * 8 * dim * 4 + dim / 16 * tiles * 32 * 8 : 0) + tiles * 8 * 16 +
+                                       warps * 8 * dim * 4 + warps * 4 * 16);
     return (bytes + 127) / 128 * 128;
 }
 
@@ -113,7 +119,7 @@ inline decode_shape make_decode_shape(const page_format & f, int32_t group, int3
     decode_shape s{};
     const int32_t d = f.dim_k, columns = group * n_tokens;
     const bool quantized = f.type_k == Q8_0 || f.type_v == Q8_0;
-    if (f.dim_v != d || !(d == 64 || d == 96 || d == 128 || d == 256 || (d == 80 && !quantized))) {
+    if (f.dim_v != d || group > DECODE_MAX_GROUP || !(d == 64 || d == 96 || d == 128 || d == 256 || (d == 80 && !quantized))) {
         return s;
     }
     const int32_t tiles = columns > 8 ? decode_wide_tiles(d) : 1;

@@ -311,6 +311,7 @@ void cuda_graph::prepare_few() {
         d.pages   = op.attention.pages;
         d.n_stream = op.attention.n_stream;
         d.n_pass   = op.shape.n_pass;
+        d.columns  = op.shape.columns;
         d.group    = op.l->n_head / op.l->n_head_kv;
         d.n_column = d.group * op.attention.n_tokens;
         d.open     = (const int32_t *) (store_->step() + op.open_at);
@@ -388,7 +389,7 @@ void cuda_graph::launch_few(operation & op) {
         p.token    = (const token_label *) (store_->step() + op.tokens_at);
         p.n_append = op.n_append;
     }
-    p.n_pass   = op.shape.n_pass;
+    p.by_group = reciprocal(p.group);
     p.stages   = op.shape.stages;
     p.ring     = op.shape.ring;
     p.segments = (const decode_segment *) segments_.at(op.segments_at);
