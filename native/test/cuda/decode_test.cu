@@ -358,7 +358,7 @@ const char * name(int32_t type) { return type == Q8_0 ? "q8_0" : "f16"; }
 int main(int argc, char ** argv) {
     for (int32_t group = 1; group <= DECODE_MAX_GROUP; group++) {
         for (int32_t column = 0; column < 8 * group; column++) {
-            if ((int32_t) ((uint32_t) column * reciprocal(group) >> 20) != column / group) {
+            if (quotient(column, reciprocal(group)) != column / group) {
                 printf("FAILED: column %d of a group of %d\n", column, group);
                 return 1;
             }

@@ -177,12 +177,12 @@ struct column_info { // of a query row
 
 // A row to append, 4 elements a lane: 32 lanes, then again.
 template <int D> struct appended_row {
-    static constexpr int PARTS = (D + 127) / 128;
-    float4 x[PARTS];
+    static constexpr int TURNS = (D + 127) / 128;
+    float4 x[TURNS];
 
     __device__ __forceinline__ void load(const char * row, int lane) {
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) {
+        for (int i = 0; i < TURNS; i++) {
             const int e = (i * 32 + lane) * 4;
             x[i] = D % 128 == 0 || e < D ? *(const float4 *) (row + e * 4) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
@@ -191,7 +191,7 @@ template <int D> struct appended_row {
     // into slot `slot` of a block: in its stage and in its page
     template <int TYPE, bool TRANSPOSED> __device__ __forceinline__ void put(int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) const {
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) {
+        for (int i = 0; i < TURNS; i++) {
             const int e = (i * 32 + lane) * 4;
             float scale = 1.0f, by = 1.0f;
             if constexpr (TYPE == Q8_0) {
@@ -247,7 +247,7 @@ template <int D> struct appended_row {
 
 template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(const decode_params & p) {
     using B = block_shape<TK, TV, D>;
-    constexpr int STEP = B::STEP, STEPS = D / (4 * STEP), PARTS = STEP / 4; // a row of K: STEPS reads of PARTS matrix products
+    constexpr int STEP = B::STEP, STEPS = D / (4 * STEP), PRODUCTS = STEP / 4; // a row of K: STEPS reads of PRODUCTS matrix products
     constexpr int MT = D / 16;                                             // row tiles of O^T
     constexpr int KT = D / 16;                                             // depth tiles of S^T
 
@@ -296,7 +296,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         const int32_t stream = where >> 20 & 0x7ff, head_kv = where >> 8 & 0xfff, first_column = (where & 0xff) * (NT * 8);
         return place{stream, head_kv, stream * p.a.pages.n_head_kv + head_kv, first_column, min(NT * 8, n_column - first_column)};
     };
-    const auto token_in = [&](int32_t column) { return (int32_t) ((uint32_t) column * p.by_group >> 20); }; // column / group
+    const auto token_in = [&](int32_t column) { return quotient(column, p.by_group); };
 
     // -- queries and rows to append: those of later segments are asked for early, as every load waits behind the blocks that are on their way
     const copier copies(lane);
@@ -311,7 +311,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             asm volatile("" : "+l"(row)); // one address with offsets, not as many addresses
 #pragma unroll
             for (int k = 0; k < KT; k++) {
-                raw[k] = __ldg((const float4 *) (row + (k / PARTS * 4 * STEP + k % PARTS * 4) * 4));
+                raw[k] = __ldg((const float4 *) (row + (k / PRODUCTS * 4 * STEP + k % PRODUCTS * 4) * 4));
             }
         } else if (warp == n_warp - 1) { // the one with the fewest blocks
             copies.begin(query_barrier, (uint32_t) at.n_here * (D * 4));
@@ -463,7 +463,7 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             query_parity ^= 1;
             for (int i = threadIdx.x; i < KT * NT * 32; i += (int) blockDim.x) {
                 const int column = i / 32 % NT * 8 + i % 32 / 4, k = i / 32 / NT;
-                queries[i] = scaled(*(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PARTS * 4 * STEP + i % 4 * STEP + k % PARTS * 4), column < n_here);
+                queries[i] = scaled(*(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PRODUCTS * 4 * STEP + i % 4 * STEP + k % PRODUCTS * 4), column < n_here);
             }
             done_by_hand();
         }
@@ -568,13 +568,13 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                     k_fragment<TK, STEP>(k[i], block + (slot * D + e) * (TK == Q8_0 ? 1 : 2), block + B::AT_K_SCALE + (slot * (D / Q8_BLOCK) + e / Q8_BLOCK) * 2);
                 }
 #pragma unroll
-                for (int u = 0; u < PARTS; u++) {
+                for (int u = 0; u < PRODUCTS; u++) {
                     const uint32_t a0[4] = {k[0][2 * u], k[1][2 * u], k[0][2 * u + 1], k[1][2 * u + 1]};
                     const uint32_t a1[4] = {k[2][2 * u], k[3][2 * u], k[2][2 * u + 1], k[3][2 * u + 1]};
 #pragma unroll
                     for (int n = 0; n < NT; n++) {
                         if (n < n_tile) {
-                            const uint2 x = NT == 1 ? q[NT == 1 ? j * PARTS + u : 0] : queries[((j * PARTS + u) * NT + n) * 32 + lane];
+                            const uint2 x = NT == 1 ? q[NT == 1 ? j * PRODUCTS + u : 0] : queries[((j * PRODUCTS + u) * NT + n) * 32 + lane];
                             multiply(s[n][0], a0, x.x, x.y);
                             multiply(s[n][1], a1, x.x, x.y);
                         }

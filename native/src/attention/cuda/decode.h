@@ -93,9 +93,10 @@ struct decode_shape {
     uint32_t grid, block, shared;
 };
 
-// column / group is column * reciprocal(group) >> 20, for less than 8 * group columns
+// column / group without a division, for less than 8 * group columns: quotient(column, reciprocal(group))
 constexpr int32_t  DECODE_MAX_GROUP = 256;
 constexpr uint32_t reciprocal(int32_t group) { return (1u << 20) / (uint32_t) group + 1; }
+KVASIR_BOTH constexpr int32_t quotient(int32_t column, uint32_t by) { return (int32_t) ((uint32_t) column * by >> 20); }
 
 constexpr int32_t decode_wide_tiles(int32_t dim) { return dim > 128 ? 2 : 4; } // tiles of 8 query rows
 

@@ -650,7 +650,7 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
         refused_uid_ = graph->uid;
     }
     if (few && begun_ && captured_uid_ == graph->uid && captured_addresses_ == store_->addresses()) {
-        launch_plan(); // as above
+        launch_plan(); // while ggml computes what it has begun
         inner_->iface.event_record(inner_, to_us_);
         check(cu().cuStreamWaitEvent(store_->queue(), event_of(to_us_), 0), "waiting for ggml's stream");
         check(cu().cuGraphLaunch(ready_, store_->queue()), "the captured graph");
