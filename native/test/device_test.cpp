@@ -265,6 +265,38 @@ void test_truncate() {
     CHECK(again == expected, "other logits after the cache was emptied, KL %.3e", mean_kl(expected, again, c.n_vocab));
 }
 
+// A token that takes the cell and the position of one that llama.cpp dropped has a score of its own.
+void test_rewritten() {
+    model_file m(synthetic_model{});
+    context replaced(m.ours, context_params(), true, path), never(m.ours, context_params(), true, path);
+    for (context * c : {&replaced, &never}) {
+        for (int32_t l = 0; l < kvasir_cache_n_layers(c->cache); l++) {
+            for (int32_t h = 0; h < 2; h++) {
+                CHECK(kvasir_cache_track(c->cache, l, 0, h, 1) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+        }
+        c->decode(random_tokens(40, 3), 0);
+    }
+    replaced.decode({5}, 40);
+    CHECK(llama_memory_seq_rm(llama_get_memory(replaced.c), 0, 40, -1), "the last token stays");
+    for (context * c : {&replaced, &never}) {
+        c->decode({6}, 40);
+        c->decode({7}, 41);
+    }
+    for (int32_t l = 0; l < kvasir_cache_n_layers(never.cache); l++) {
+        for (int32_t h = 0; h < 2; h++) {
+            float score[2];
+            for (int32_t i = 0; i < 2; i++) {
+                const context &  c = i ? never : replaced;
+                kvasir_head_view view;
+                CHECK(kvasir_cache_scores(c.cache, l, 0, h) == KVASIR_OK && kvasir_cache_head(c.cache, l, 0, h, &view) == KVASIR_OK && *view.n_slots == 42, "%s", kvasir_last_error());
+                score[i] = view.score[40];
+            }
+            CHECK(std::fabs(score[0] - score[1]) <= 1e-4 * score[1], "layer %d, head %d: score %.6f, %.6f without the token before it", l, h, score[0], score[1]); // the rows may lie otherwise
+        }
+    }
+}
+
 // ---- whatever comes ----
 
 uint32_t seed = std::random_device{}();
@@ -799,7 +831,7 @@ int main(int argc, char ** argv) {
         bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
-                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
+                          {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {

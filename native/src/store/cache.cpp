@@ -61,7 +61,7 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
         return slot;
     }
     const int32_t slot = entry - 1;
-    if (pos >= 0 && h.pos[slot] != pos) { // llama.cpp gave the cell to another token
+    if (pos >= 0) { // llama.cpp gave the cell to another token, perhaps at the same position
         h.pos[slot]   = pos;
         h.score[slot] = 0;
         rows->reset_sums(index, slot);
