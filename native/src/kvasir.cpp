@@ -13,7 +13,6 @@
 #include "store/cuda_store.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -106,19 +105,12 @@ void read_floats(const layer & l, bool is_k, int index, int32_t first, int32_t n
 }
 
 void value_norms(const layer & l, int index, int32_t first, int32_t n, float * norms) {
-    if (l.rows->value_norms(index, first, n, norms)) {
+    if (n == 0 || l.rows->value_norms(index, first, n, norms)) {
         return;
     }
-    const size_t       dim = (size_t) l.v.format.dim;
-    std::vector<float> values((size_t) n * dim);
-    read_floats(l, false, index, first, n, values.data());
-    for (size_t slot = 0; slot < (size_t) n; slot++) {
-        double sum = 0;
-        for (size_t d = slot * dim; d < (slot + 1) * dim; d++) {
-            sum += (double) values[d] * values[d];
-        }
-        norms[slot] = (float) std::sqrt(sum);
-    }
+    std::vector<char> rows((size_t) n * l.v.format.row_bytes);
+    l.rows->read(false, index, first, n, rows.data());
+    rows_norms(l.v.format, rows.data(), n, norms);
 }
 
 // what kvasir_cache_fetch has to bring of layers whose scores and sums are the host's

@@ -37,14 +37,19 @@ device_arena::piece device_arena::take(size_t size) {
                                                      device_->iface.get_name(device_), (double) c.size / (1 << 20)));
         }
         if (mirrored_) {
-            c.host.reset(new char[c.size]);
+            ggml_backend_buffer_type_t type = device_->iface.get_host_buffer_type ? device_->iface.get_host_buffer_type(device_) : nullptr;
+            c.pinned = device_buffer(type ? type->iface.alloc_buffer(type, c.size) : nullptr);
+            if (!c.pinned) {
+                c.own.reset(new char[c.size]);
+            }
+            c.host = c.pinned ? (char *) c.pinned->iface.get_base(c.pinned.get()) : c.own.get();
         }
         chunks_.push_back(std::move(c));
         found = chunks_.end() - 1;
     }
     chunk & c    = *found;
     char *  base = (char *) c.buffer->iface.get_base(c.buffer.get());
-    const piece p{c.buffer.get(), base + c.used, mirrored_ ? c.host.get() + c.used : nullptr};
+    const piece p{c.buffer.get(), base + c.used, mirrored_ ? c.host + c.used : nullptr};
     c.used += size;
     return p;
 }
@@ -70,7 +75,7 @@ template <typename F> void device_arena::for_each_chunk(F && f) {
         t.nb[1] = t.nb[2] = t.nb[3] = c.used;
         t.buffer = c.buffer.get();
         t.data   = c.buffer->iface.get_base(c.buffer.get());
-        f(t, c.host.get(), c.used);
+        f(t, c.host, c.used);
     }
 }
 

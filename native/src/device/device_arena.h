@@ -35,7 +35,9 @@ public:
 private:
     struct chunk {
         device_buffer           buffer;
-        std::unique_ptr<char[]> host;
+        device_buffer           pinned;  // where the device has such memory; else own
+        std::unique_ptr<char[]> own;
+        char *                  host = nullptr;
         size_t                  size = 0, used = 0;
     };
     ggml_backend_dev_t device_;

@@ -475,16 +475,6 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
     if (!portable_) {
         portable_ = std::make_unique<portable_attention>(inner_);
     }
-    std::vector<device_rows *> moving;
-    for (size_t i = 0; i < used_; i++) {
-        auto & rows = static_cast<device_rows &>(*nodes_[i].l->rows);
-        if (rows.has_moves() && std::find(moving.begin(), moving.end(), &rows) == moving.end()) {
-            moving.push_back(&rows);
-        }
-    }
-    if (!moving.empty()) {
-        portable_->move_rows(moving);
-    }
     portable_->begin(graph);
     std::vector<int64_t> targets; // of an append: [token][KV head]
     size_t at = 0;
@@ -505,8 +495,12 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
             const int64_t row    = index_of(x.node->src[1]->type, x.cells, t);
             const auto    stream = (int32_t) (row / l.n_cells);
             for (int32_t h = 0; h < l.n_head_kv; h++) {
-                const int index = l.index(stream, h);
-                targets.push_back(rows.first_row(x.rows->is_k, index) + l.slot_plus_1[(size_t) index][row % l.n_cells] - 1);
+                const int     index = l.index(stream, h);
+                const int32_t slot  = l.slot_plus_1[(size_t) index][row % l.n_cells] - 1;
+                targets.push_back(rows.first_row(x.rows->is_k, index) + rows.row(index, slot));
+                if (!x.rows->is_k) {
+                    rows.forget_norm(index, slot);
+                }
             }
         }
         portable_->append(x.node->src[0], rows, x.rows->is_k, l.n_head_kv, targets);

@@ -1,8 +1,10 @@
 #include "device_rows.h"
 
 #include "../error.h"
+#include "rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -35,7 +37,7 @@ static void copy_bytes(const place & from, const place & to, size_t size) {
 }
 
 device_rows::device_rows(memory_limit & limit, ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
-    : row_memory(limit), backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), work_((size_t) n_heads) {
+    : row_memory(limit), backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), rows_((size_t) n_heads), norms_((size_t) n_heads) {
     k_.format = k;
     v_.format = v;
     for (side_memory * s : {&k_, &v_}) {
@@ -51,26 +53,8 @@ void device_rows::synchronize() const {
     }
 }
 
-bool device_rows::any_whole() const {
-    return std::any_of(work_.begin(), work_.end(), [](const work & w) { return w.whole; });
-}
-
-bool device_rows::has_moves() const {
-    return std::any_of(work_.begin(), work_.end(), [](const work & w) { return !w.moves.empty(); });
-}
-
-// where the row of a slot lies as long as the work is not done
-int32_t device_rows::source(int head, int32_t slot) const {
-    const work & w = work_[(size_t) head];
-    if (w.whole) {
-        return w.order[(size_t) slot];
-    }
-    for (const row_move & m : w.moves) {
-        if (m.to == slot) {
-            return m.from;
-        }
-    }
-    return slot;
+bool device_rows::any_kept() const {
+    return std::any_of(rows_.begin(), rows_.end(), [](const head_rows & r) { return r.kept; });
 }
 
 size_t device_rows::lay_out(const row_format & format, const std::vector<int32_t> & capacity, std::vector<size_t> * offset) const {
@@ -154,7 +138,6 @@ void device_rows::reserve(const int32_t * n) {
     limit().require(growth(n));
     const std::vector<int32_t> wanted = capacity_for(n);
     if (wanted != capacity_) {
-        settle_moves(false);
         rebuild(wanted);
     }
     for (size_t i = 0; i < used_.size(); i++) {
@@ -165,37 +148,40 @@ void device_rows::reserve(const int32_t * n) {
 void device_rows::keep(int head, const int32_t * slots, int32_t n, int32_t) {
     std::vector<int32_t> order((size_t) n);
     for (int32_t i = 0; i < n; i++) {
-        order[(size_t) i] = source(head, slots[i]);
+        order[(size_t) i] = row(head, slots[i]);
     }
-    work_[(size_t) head] = {true, std::move(order), {}};
+    rows_[(size_t) head] = {std::move(order), true};
     used_[(size_t) head] = n;
+    std::vector<float> & norms = norms_[(size_t) head];
+    const auto           known = (size_t) (std::lower_bound(slots, slots + n, (int32_t) norms.size()) - slots);
+    for (size_t i = 0; i < known; i++) {
+        norms[i] = norms[(size_t) slots[i]];
+    }
+    norms.resize(known);
 }
 
 void device_rows::move(int head, int32_t from, int32_t to) {
-    work &        w   = work_[(size_t) head];
-    const int32_t row = source(head, from);
-    if (w.whole) {
-        w.order[(size_t) to] = row;
-        return;
+    std::vector<int32_t> & order = rows_[(size_t) head].order;
+    while (order.size() <= (size_t) from) {
+        order.push_back((int32_t) order.size());
     }
-    // Every move takes the last slot, so sources only go down and targets lie below all of them: the list can be carried
-    // out in any order.
-    for (row_move & m : w.moves) {
-        if (m.to == to) {
-            m.from = row;
-            return;
-        }
+    std::swap(order[(size_t) from], order[(size_t) to]);
+    std::vector<float> & norms = norms_[(size_t) head];
+    if ((size_t) to < norms.size()) {
+        norms[(size_t) to] = (size_t) from < norms.size() ? norms[(size_t) from] : NAN;
     }
-    w.moves.push_back({to, row});
 }
 
 void device_rows::release(int head, int32_t n) {
     used_[(size_t) head] = n;
-    work & w = work_[(size_t) head];
-    if (w.whole) {
-        w.order.resize((size_t) n);
+    norms_[(size_t) head].resize(std::min(norms_[(size_t) head].size(), (size_t) n));
+    head_rows & r = rows_[(size_t) head];
+    if (r.kept) {
+        r.order.resize((size_t) n);
     }
-    w.moves.erase(std::remove_if(w.moves.begin(), w.moves.end(), [n](const row_move & m) { return m.to >= n; }), w.moves.end());
+    while (!r.kept && r.order.size() > (size_t) n && (n == 0 || r.order.back() == (int32_t) r.order.size() - 1)) {
+        r.order.pop_back();
+    }
 }
 
 void device_rows::clear() {
@@ -206,7 +192,8 @@ void device_rows::clear() {
     set_row_bytes(0);
     std::fill(capacity_.begin(), capacity_.end(), 0);
     std::fill(used_.begin(), used_.end(), 0);
-    std::fill(work_.begin(), work_.end(), work());
+    std::fill(rows_.begin(), rows_.end(), head_rows());
+    std::fill(norms_.begin(), norms_.end(), std::vector<float>());
 }
 
 // The capacities that fit. Single evictions let a head shrink slowly: it is worth a copy when a quarter comes back.
@@ -223,8 +210,8 @@ bool device_rows::wasteful(std::vector<int32_t> & fitting) const {
 
 void device_rows::flush() {
     std::vector<int32_t> fitting;
-    if (!wasteful(fitting) && !any_whole()) {
-        return; // moves give no memory back: they wait for the next graph
+    if (!wasteful(fitting) && !any_kept()) {
+        return;
     }
     shrink(fitting);
 }
@@ -238,23 +225,17 @@ void device_rows::trim() {
 }
 
 void device_rows::shrink(const std::vector<int32_t> & fitting) {
-    settle_moves(false);
     try {
         rebuild(fitting);
     } catch (const error & e) {
         if (e.status() != KVASIR_OUT_OF_MEMORY) {
             throw;
         }
-        keep_in_place(); // no room for the copy: nothing goes back this time
+        gather_in_place(); // no room for the copy: nothing goes back this time
     }
 }
 
-void device_rows::settle() {
-    flush();
-    settle_moves(false);
-}
-
-// Into buffers of other capacities. Carries out all work on the way.
+// Into buffers of other capacities, every slot at its own number.
 void device_rows::rebuild(const std::vector<int32_t> & capacity) {
     side_memory k = allocate(k_.format, capacity), v = allocate(v_.format, capacity);
     synchronize();
@@ -264,10 +245,10 @@ void device_rows::rebuild(const std::vector<int32_t> & capacity) {
     v_        = std::move(v);
     capacity_ = capacity;
     set_row_bytes((k_.buffer ? k_.buffer->size : 0) + (v_.buffer ? v_.buffer->size : 0));
-    std::fill(work_.begin(), work_.end(), work());
+    std::fill(rows_.begin(), rows_.end(), head_rows());
 }
 
-// the rows of all heads, in their new order, into other memory
+// the rows of all heads in the order of their slots, into other memory
 void device_rows::gather(const side_memory & from, const side_memory & to) const {
     if (!from.buffer || !to.buffer) {
         return;
@@ -275,23 +256,24 @@ void device_rows::gather(const side_memory & from, const side_memory & to) const
     const size_t row_bytes = from.format.row_bytes;
     graph_builder graph(backend_);
     graph.begin();
-    std::vector<size_t> on_host;
-    for (size_t i = 0; i < work_.size(); i++) {
-        const place  a = from.head(i), b = to.head(i);
-        const work & w = work_[i];
-        if (!w.whole) {
-            copy_bytes(a, b, (size_t) std::min(used_[i], capacity_[i]) * row_bytes);
+    std::vector<std::vector<int32_t>> orders(rows_.size());
+    std::vector<size_t>               on_host;
+    for (size_t i = 0; i < rows_.size(); i++) {
+        const place   a = from.head(i), b = to.head(i);
+        const int32_t n = std::min(used_[i], capacity_[i]);
+        if (n == 0 || order((int) i).empty()) {
+            copy_bytes(a, b, (size_t) n * row_bytes);
             continue;
         }
-        if (w.order.empty()) {
-            continue;
+        for (int32_t slot = 0; slot < n; slot++) {
+            orders[i].push_back(row((int) i, slot));
         }
         on_host.push_back(i);
         if (row_bytes % sizeof(int32_t) == 0) { // whatever the type is: words are copied as they are
-            const auto    words = (int64_t) (row_bytes / sizeof(int32_t)), n = (int64_t) w.order.size();
+            const auto    words = (int64_t) (row_bytes / sizeof(int32_t));
             void *        host;
             ggml_tensor * index = graph.input(GGML_TYPE_I32, n, 1, 1, &host);
-            memcpy(host, w.order.data(), (size_t) n * sizeof(int32_t));
+            memcpy(host, orders[i].data(), (size_t) n * sizeof(int32_t));
             ggml_tensor * picked = llama().ggml_get_rows(graph.context(), graph.tensor(GGML_TYPE_I32, a, words, capacity_[i]), index);
             if (graph.supports(picked)) {
                 graph.add(picked, graph.tensor(GGML_TYPE_I32, b, words, n));
@@ -300,16 +282,12 @@ void device_rows::gather(const side_memory & from, const side_memory & to) const
         }
     }
     if (graph.compute() != GGML_STATUS_SUCCESS) { // an abort that was asked for: the rows must move all the same
-        on_host.clear();
-        for (size_t i = 0; i < work_.size(); i++) {
-            on_host.push_back(i);
-        }
+        on_host.resize(rows_.size());
+        std::iota(on_host.begin(), on_host.end(), (size_t) 0);
     }
     graph.synchronize();
     for (size_t i : on_host) {
-        if (work_[i].whole) {
-            gather_on_host(from.format, from.head(i), to.head(i), work_[i].order);
-        }
+        gather_on_host(from.format, from.head(i), to.head(i), orders[i]);
     }
 }
 
@@ -328,63 +306,31 @@ void device_rows::gather_on_host(const row_format & format, const place & from, 
     dst.buffer->iface.set_tensor(dst.buffer, &dst, kept.data(), 0, kept.size());
 }
 
-void device_rows::keep_in_place() {
+void device_rows::gather_in_place() {
     synchronize();
-    for (const side_memory * s : {&k_, &v_}) {
-        for (size_t i = 0; i < work_.size(); i++) {
-            if (work_[i].whole) {
-                gather_on_host(s->format, s->head(i), s->head(i), work_[i].order);
-            }
-        }
-    }
-    std::fill(work_.begin(), work_.end(), work());
-}
-
-bool device_rows::add_moves(graph_builder & graph) const {
-    for (size_t i = 0; i < work_.size(); i++) {
-        for (const row_move & m : work_[i].moves) {
+    for (size_t i = 0; i < rows_.size(); i++) {
+        if (rows_[i].kept) {
             for (const side_memory * s : {&k_, &v_}) {
-                const size_t row = s->format.row_bytes;
-                if (row % sizeof(int32_t) != 0) {
-                    return false;
-                }
-                const auto    words = (int64_t) (row / sizeof(int32_t));
-                ggml_tensor * from  = graph.tensor(GGML_TYPE_I32, s->head(i) + (size_t) m.from * row, words);
-                ggml_tensor * to    = graph.tensor(GGML_TYPE_I32, s->head(i) + (size_t) m.to * row, words);
-                ggml_tensor * copy  = llama().ggml_cpy(graph.context(), from, to);
-                if (!graph.supports(copy)) {
-                    return false;
-                }
-                graph.add(copy, to);
+                gather_on_host(s->format, s->head(i), s->head(i), rows_[i].order);
             }
+            rows_[i] = head_rows();
         }
-    }
-    return true;
-}
-
-void device_rows::settle_moves(bool computed) {
-    for (size_t i = 0; i < work_.size(); i++) {
-        if (!computed && !work_[i].moves.empty()) {
-            synchronize();
-            for (const row_move & m : work_[i].moves) {
-                for (const side_memory * s : {&k_, &v_}) {
-                    const size_t row = s->format.row_bytes;
-                    copy_bytes(s->head(i) + (size_t) m.from * row, s->head(i) + (size_t) m.to * row, row);
-                }
-            }
-        }
-        work_[i].moves.clear();
     }
 }
 
 void device_rows::copy(int from, int to, int32_t n, bool is_k) {
-    settle();
     std::vector<int32_t> wanted = used_;
     wanted[(size_t) to] = std::max(wanted[(size_t) to], n);
     reserve(wanted.data());
+    if (!order(from).empty() || !order(to).empty()) {
+        rebuild(capacity_);
+    }
     if (n > 0) {
         synchronize();
         copy_bytes(rows(is_k, from), rows(is_k, to), (size_t) n * of(is_k).format.row_bytes);
+    }
+    if (!is_k) {
+        norms_[(size_t) to] = norms_[(size_t) from];
     }
 }
 
@@ -392,22 +338,72 @@ void device_rows::read(bool is_k, int head, int32_t first, int32_t n, char * to)
     if (n == 0) {
         return;
     }
-    settle();
+    flush();
     synchronize();
-    const size_t      row_bytes = of(is_k).format.row_bytes, size = (size_t) n * row_bytes;
-    const ggml_tensor t = bytes_at(rows(is_k, head) + (size_t) first * row_bytes, size);
-    t.buffer->iface.get_tensor(t.buffer, &t, to, 0, size);
+    const size_t row_bytes = of(is_k).format.row_bytes;
+    const auto   get       = [&](int32_t row, int32_t count, char * bytes) {
+        const ggml_tensor t = bytes_at(rows(is_k, head) + (size_t) row * row_bytes, (size_t) count * row_bytes);
+        t.buffer->iface.get_tensor(t.buffer, &t, bytes, 0, (size_t) count * row_bytes);
+    };
+    if (order(head).empty()) {
+        get(first, n, to);
+        return;
+    }
+    int32_t begin = INT32_MAX, end = 0;
+    for (int32_t slot = first; slot < first + n; slot++) {
+        begin = std::min(begin, row(head, slot));
+        end   = std::max(end, row(head, slot) + 1);
+    }
+    std::vector<char> held((size_t) (end - begin) * row_bytes);
+    get(begin, end - begin, held.data());
+    for (int32_t i = 0; i < n; i++) {
+        memcpy(to + (size_t) i * row_bytes, held.data() + (size_t) (row(head, first + i) - begin) * row_bytes, row_bytes);
+    }
 }
 
 void device_rows::write(bool is_k, int head, int32_t first, int32_t n, const char * from) {
     if (n == 0) {
         return;
     }
-    settle();
+    flush();
     synchronize();
-    const size_t row_bytes = of(is_k).format.row_bytes, size = (size_t) n * row_bytes;
-    ggml_tensor  t = bytes_at(rows(is_k, head) + (size_t) first * row_bytes, size);
-    t.buffer->iface.set_tensor(t.buffer, &t, from, 0, size);
+    const size_t row_bytes = of(is_k).format.row_bytes;
+    for (int32_t i = 0, run; i < n; i += run) {
+        const int32_t to = row(head, first + i);
+        for (run = 1; i + run < n && row(head, first + i + run) == to + run; run++) {
+        }
+        const size_t size = (size_t) run * row_bytes;
+        ggml_tensor  t    = bytes_at(rows(is_k, head) + (size_t) to * row_bytes, size);
+        t.buffer->iface.set_tensor(t.buffer, &t, from + (size_t) i * row_bytes, 0, size);
+    }
+    for (int32_t slot = first; !is_k && slot < first + n; slot++) {
+        forget_norm(head, slot);
+    }
+}
+
+void device_rows::forget_norm(int head, int32_t slot) {
+    std::vector<float> & norms = norms_[(size_t) head];
+    if ((size_t) slot < norms.size()) {
+        norms[(size_t) slot] = NAN;
+    }
+}
+
+bool device_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
+    std::vector<float> & known = norms_[(size_t) head];
+    if (known.size() < (size_t) (first + n)) {
+        known.resize((size_t) used_[(size_t) head], NAN);
+    }
+    const auto unknown = [](float norm) { return std::isnan(norm); };
+    if (std::any_of(known.begin() + first, known.begin() + first + n, unknown)) {
+        // all of them, as their turn comes: a window moves on by a slot with each token
+        const auto from = (int32_t) (std::find_if(known.begin(), known.end(), unknown) - known.begin());
+        const auto to   = (int32_t) (known.rend() - std::find_if(known.rbegin(), known.rend(), unknown));
+        std::vector<char> rows((size_t) (to - from) * v_.format.row_bytes);
+        read(false, head, from, to - from, rows.data());
+        rows_norms(v_.format, rows.data(), to - from, known.data() + from);
+    }
+    std::copy_n(known.begin() + first, n, norms);
+    return true;
 }
 
 } // namespace kvasir

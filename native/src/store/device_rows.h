@@ -1,13 +1,14 @@
 // Rows in memory of a ggml device: one buffer for the K rows of a layer and one for its V rows, every head in one piece
 // (FLASH_ATTN_EXT needs that) with room for a multiple of 256 slots. What no slot uses is zero or an old row, never a NaN.
 //
-// What is decided between two tokens comes as many small calls. They are put off: single moves are carried out together in
-// front of the next graph (add_moves), a keep for all heads of the layer at once.
+// A slot that moves leaves its row where it is: a head has an order of its rows, and the row that became free is the next slot's.
+// A keep is put off until all heads of the layer have said what they keep.
 #pragma once
 
 #include "../device/graph_builder.h"
 #include "row_memory.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace kvasir {
@@ -28,17 +29,32 @@ public:
     void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override;
+    bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
 
-    // Single moves that are put off, as nodes; false where the backend has none for such rows. settle_moves(true) when
-    // these were computed; settle_moves(false) carries the moves out one by one.
-    bool    add_moves(graph_builder & graph) const;
-    void    settle_moves(bool computed);
-    bool    has_moves() const;
+    // a graph is about to write the V row of a slot
+    void   forget_norm(int head, int32_t slot);
+
     place   rows(bool is_k, int head) const { return of(is_k).head((size_t) head); }
+    // The row of each slot; a slot behind the end has the row of its own number.
+    const std::vector<int32_t> & order(int head) const { return rows_[(size_t) head].order; }
+    int32_t row(int head, int32_t slot) const { return (size_t) slot < order(head).size() ? order(head)[(size_t) slot] : slot; }
+    // so many rows hold the first slots
+    int32_t extent(int head, int32_t slots) const { return std::max(slots, (int32_t) order(head).size()); }
+    // f(slot, row) for the first slots
+    template <typename F> static void for_each_row(const std::vector<int32_t> & order, int32_t slots, F && f) {
+        int32_t slot = 0;
+        for (const int32_t in_order = std::min(slots, (int32_t) order.size()); slot < in_order; slot++) {
+            f(slot, order[(size_t) slot]);
+        }
+        for (; slot < slots; slot++) {
+            f(slot, slot);
+        }
+    }
     // The rows of all heads are one matrix: where a head's begin in it, and how many there are.
     place   all(bool is_k) const { return of(is_k).head(0); }
     int64_t first_row(bool is_k, int head) const;
     int64_t n_rows(bool is_k) const;
+    int32_t capacity(int head) const { return capacity_[(size_t) head]; } // slots that there is room for
     // from one of these heads to the next; 0 where that differs
     size_t  head_bytes(bool is_k, int first, int n) const;
     const row_format & format(bool is_k) const { return of(is_k).format; }
@@ -51,35 +67,31 @@ private:
 
         place head(size_t i) const;
     };
-    struct row_move {
-        int32_t to, from;
-    };
-    // what is put off for a head: either all its rows anew, or single moves that do not touch each other
-    struct work {
-        bool                  whole = false;
-        std::vector<int32_t>  order; // whole: slot i is the row that now is at order[i]
-        std::vector<row_move> moves;
+    struct head_rows {
+        std::vector<int32_t> order;
+        bool                 kept = false; // only the rows in order are, and they wait to be gathered; else order has every row once
     };
     ggml_backend_t       backend_;
     int32_t              il_, n_cells_;
     side_memory          k_, v_;
     std::vector<int32_t> capacity_; // [head] slots
-    std::vector<int32_t> used_;     // [head] slots that hold something, when the work is done
-    std::vector<work>    work_;     // [head]
+    std::vector<int32_t> used_;     // [head] slots that hold something, once what is kept is gathered
+    std::vector<head_rows> rows_;   // [head]
+    // [head][slot] Norms of V rows, NaN or beyond the end where they are not known. A policy asks for one slot of each head after
+    // every token, and a read waits for the device.
+    std::vector<std::vector<float>> norms_;
 
     side_memory & of(bool is_k) { return is_k ? k_ : v_; }
     const side_memory & of(bool is_k) const { return is_k ? k_ : v_; }
-    bool    any_whole() const;
-    int32_t source(int head, int32_t slot) const;
+    bool    any_kept() const;
     size_t  lay_out(const row_format & format, const std::vector<int32_t> & capacity, std::vector<size_t> * offset) const; // bytes of the buffer
     side_memory allocate(const row_format & format, const std::vector<int32_t> & capacity) const; // throws
     std::vector<int32_t> capacity_for(const int32_t * n) const;
-    void    settle(); // all that is put off
     void    rebuild(const std::vector<int32_t> & capacity);
     void    shrink(const std::vector<int32_t> & fitting);
     void    gather(const side_memory & from, const side_memory & to) const;
     void    gather_on_host(const row_format & format, const place & from, const place & to, const std::vector<int32_t> & order) const;
-    void    keep_in_place();
+    void    gather_in_place();
     bool    wasteful(std::vector<int32_t> & fitting) const;
     void    synchronize() const;
 };

@@ -2,7 +2,9 @@
 
 #include "../attention/cpu/kernels.h"
 
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace kvasir {
 
@@ -105,6 +107,20 @@ void rows_read(const row_format & f, const char * base, int32_t slot, float * ds
         functions[f.type].to_float(src, dst, f.dim);
     } else {
         cpu_kernels_active().rows_to_f32(f.type, src, f.row_bytes, 1, f.dim, dst, f.dim);
+    }
+}
+
+void rows_norms(const row_format & f, const char * rows, int32_t n, float * norms) {
+    row_format untiled = f;
+    untiled.tiled = false;
+    std::vector<float> values((size_t) f.dim);
+    for (int32_t i = 0; i < n; i++) {
+        rows_read(untiled, rows, i, values.data());
+        double sum = 0;
+        for (float x : values) {
+            sum += (double) x * x;
+        }
+        norms[i] = (float) std::sqrt(sum);
     }
 }
 

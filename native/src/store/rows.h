@@ -39,6 +39,9 @@ void rows_write(const row_format & f, char * base, int32_t slot, const float * s
 // the row of slot as dim floats
 void rows_read(const row_format & f, const char * base, int32_t slot, float * dst);
 
+// Euclidean norms of n rows in ggml's layout, one after another
+void rows_norms(const row_format & f, const char * rows, int32_t n, float * norms);
+
 // one row in ggml's layout (row_bytes), out of and into the store
 void rows_get(const row_format & f, const char * base, int32_t slot, char * dst);
 void rows_set(const row_format & f, char * base, int32_t slot, const char * src);

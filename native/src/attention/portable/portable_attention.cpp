@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <future>
+#include <thread>
 
 namespace kvasir {
 
@@ -18,9 +20,9 @@ constexpr size_t WEIGHT_BYTES = (size_t) 16 << 20; // of one node
 // CPU kernel splits its work by that number, so sums come out bit by bit the same only for the same number of rows.
 constexpr int32_t ROWS_MULTIPLE = 256;
 
-int32_t padded_rows(const head_store & h, int32_t mask_n_kv) {
-    const int32_t rows = (std::max(h.n, 1) + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
-    return mask_n_kv > 0 ? std::max(h.n, std::min(rows, mask_n_kv)) : rows;
+int32_t padded_rows(int32_t n, int32_t mask_n_kv) {
+    const int32_t rows = (std::max(n, 1) + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
+    return mask_n_kv > 0 ? std::max(n, std::min(rows, mask_n_kv)) : rows;
 }
 
 // ALiBi's slope of a query head, as FLASH_ATTN_EXT computes it.
@@ -41,6 +43,10 @@ attention_node masked_as(const attention_node & a, bool all_heads) {
 // masks of a head: one, or one for every query head of the group
 int32_t masks_of(const attention_node & a) { return a.mask_n_head > 1 || a.max_bias > 0 ? a.n_head / a.n_head_kv : 1; }
 
+size_t mask_bytes(const attention_node & a, int32_t n_rows, int32_t n_tokens, int32_t n_heads) {
+    return (size_t) n_rows * (size_t) n_tokens * (size_t) (n_heads * masks_of(a)) * sizeof(uint16_t);
+}
+
 // cells 0, 1, 2, ... one after the other
 bool in_order(const head_store & h) { return h.ascending && h.n > 0 && h.cell[0] == 0 && h.cell[h.n - 1] == h.n - 1; }
 
@@ -51,8 +57,41 @@ bool same_cells(const head_store & a, const head_store & b) {
 // whether one node can serve all KV heads of a stream, of which index is the first one's
 bool alike(const attention_node & a, const device_rows & rows, int index, int32_t stream) {
     const head_store * heads = a.heads + (size_t) stream * a.n_head_kv;
-    return a.mask_n_head == 1 && rows.head_bytes(true, index, a.n_head_kv) && rows.head_bytes(false, index, a.n_head_kv) &&
-           std::all_of(heads + 1, heads + a.n_head_kv, [&](const head_store & h) { return same_cells(*heads, h); });
+    bool same = a.mask_n_head == 1 && rows.head_bytes(true, index, a.n_head_kv) && rows.head_bytes(false, index, a.n_head_kv);
+    for (int32_t h = 1; same && h < a.n_head_kv; h++) {
+        same = same_cells(heads[0], heads[h]) && rows.order(index) == rows.order(index + h);
+    }
+    return same;
+}
+
+// The masks of one head: [mask of masks_of(a)][token][row], gathered from llama.cpp's by cell.
+void fill_masks(const attention_node & a, const head_store & head, const std::vector<int32_t> & order, int32_t stream, int32_t kv_head, int32_t first,
+                int32_t n_tokens, int32_t n_rows, uint16_t * row) {
+    const api &   g          = llama();
+    const int32_t first_head = kv_head * (a.n_head / a.n_head_kv);
+    const char *  source     = a.mask ? a.mask + (size_t) (stream % a.mask_n_stream) * a.mask_nb[3] : nullptr;
+    const bool    whole      = order.empty() && in_order(head) && head.n <= a.mask_n_kv;
+    for (int32_t m = 0; m < masks_of(a); m++) {
+        const float slope = a.max_bias > 0 ? alibi_slope(a.max_bias, first_head + m, a.n_head) : 1.0f;
+        for (int32_t i = first; i < first + n_tokens; i++, row += n_rows) {
+            std::fill(order.empty() ? row + head.n : row, row + n_rows, MASKED);
+            if (!source) {
+                device_rows::for_each_row(order, head.n, [&](int32_t, int32_t r) { row[r] = 0; });
+                continue;
+            }
+            const auto * from = (const uint16_t *) (source + (size_t) i * a.mask_nb[1] + (size_t) ((first_head + m) % a.mask_n_head) * a.mask_nb[2]);
+            if (whole) {
+                memcpy(row, from, (size_t) head.n * sizeof *row);
+            } else {
+                device_rows::for_each_row(order, head.n, [&](int32_t s, int32_t r) { row[r] = head.cell[s] < a.mask_n_kv ? from[head.cell[s]] : MASKED; });
+            }
+            if (a.max_bias > 0) {
+                for (int32_t r = 0; r < n_rows; r++) {
+                    row[r] = row[r] == MASKED ? MASKED : g.ggml_fp32_to_fp16(slope * g.ggml_fp16_to_fp32(row[r]));
+                }
+            }
+        }
+    }
 }
 
 void add(const float * values, float share, int32_t first, int32_t last, float * sums) {
@@ -62,21 +101,28 @@ void add(const float * values, float share, int32_t first, int32_t last, float *
 }
 
 // Adds the weights of every query to the sums of the keys that it saw, as the CPU kernels do.
-void add_weights(const attention_node & a, head_store & h, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, const float * values) {
+void add_weights(const attention_node & a, head_store & h, const std::vector<int32_t> & order, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, const float * by_row) {
     const int32_t     group  = a.n_head / a.n_head_kv;
     const statistic * stat   = a.stat;
     const bool        apart  = stat && stat->rows > 1;
     const float       share  = apart ? 1.0f : 1.0f / (float) group;
     const bool        sorted = stat && std::is_sorted(h.pos, h.pos + h.n); // not with several sequences, or after single evictions
+    const auto        held   = std::max(h.n, (int32_t) order.size()); // rows
+    std::vector<float> sums(stat ? 0 : (size_t) held), by_slot(stat && !order.empty() ? (size_t) h.n : 0);
     for (int32_t g = 0; g < group; g++) {
         const size_t row = apart ? (size_t) g : 0;
-        for (int32_t t = 0; t < n_tokens; t++, values += n_rows) {
-            if (std::isnan(values[0])) {
+        for (int32_t t = 0; t < n_tokens; t++, by_row += n_rows) {
+            if (std::isnan(by_row[0])) {
                 continue; // a query that sees nothing has no weights
             }
             if (!stat) {
-                add(values, share, 0, h.n, h.score);
+                add(by_row, share, 0, held, sums.data());
                 continue;
+            }
+            const float * values = by_row;
+            if (!order.empty()) {
+                device_rows::for_each_row(order, h.n, [&](int32_t s, int32_t r) { by_slot[(size_t) s] = by_row[r]; });
+                values = by_slot.data();
             }
             const int32_t pos    = a.query_pos[(size_t) stream * a.n_tokens + first + t];
             const auto    bucket = [&](int32_t b) { return h.buckets + (row * (size_t) (stat->n_bounds + 1) + (size_t) b) * stat->capacity; };
@@ -96,6 +142,9 @@ void add_weights(const attention_node & a, head_store & h, int32_t stream, int32
             }
         }
     }
+    if (!stat) {
+        device_rows::for_each_row(order, h.n, [&](int32_t s, int32_t r) { h.score[s] += sums[(size_t) r]; });
+    }
 }
 
 } // namespace
@@ -113,9 +162,7 @@ void portable_attention::cut() {
     const ggml_status status = status_ == GGML_STATUS_SUCCESS ? graph_.compute() : status_;
     if (status == GGML_STATUS_SUCCESS && !weights_.empty()) {
         graph_.fetch_results();
-        for (const weights & w : weights_) {
-            add_weights(w.a, *w.head, w.stream, w.first, w.n_tokens, w.n_rows, w.values);
-        }
+        take_in_weights();
     }
     weights_.clear();
     masks_.clear();
@@ -123,21 +170,34 @@ void portable_attention::cut() {
     status_         = status;
 }
 
+// By several threads where a prompt has left many, each with heads of its own.
+void portable_attention::take_in_weights() {
+    constexpr size_t enough = 1 << 18, most_threads = 16; // values for a thread
+    size_t values = 0;
+    for (const weights & w : weights_) {
+        values += (size_t) (w.a.n_head / w.a.n_head_kv) * (size_t) w.n_tokens * (size_t) w.n_rows;
+    }
+    const size_t n_threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::clamp<size_t>(values / enough, 1, most_threads));
+    const auto   take_in   = [&](size_t thread) {
+        for (const weights & w : weights_) {
+            if ((uintptr_t) w.head / sizeof *w.head % n_threads == thread) {
+                add_weights(w.a, *w.head, *w.order, w.stream, w.first, w.n_tokens, w.n_rows, w.values);
+            }
+        }
+    };
+    std::vector<std::future<void>> others;
+    for (size_t thread = 1; thread < n_threads; thread++) {
+        others.push_back(std::async(std::launch::async, take_in, thread));
+    }
+    take_in(0);
+    for (std::future<void> & other : others) {
+        other.get();
+    }
+}
+
 ggml_status portable_attention::finish() {
     cut();
     return status_;
-}
-
-void portable_attention::move_rows(const std::vector<device_rows *> & rows) {
-    graph_.begin(nullptr);
-    bool computed = true;
-    for (device_rows * r : rows) {
-        computed = computed && r->add_moves(graph_);
-    }
-    computed = computed && graph_.compute() == GGML_STATUS_SUCCESS;
-    for (device_rows * r : rows) {
-        r->settle_moves(computed);
-    }
 }
 
 void portable_attention::append(const ggml_tensor * src, const device_rows & rows, bool is_k, int32_t n_head_kv, const std::vector<int64_t> & targets) {
@@ -160,51 +220,30 @@ void portable_attention::append(const ggml_tensor * src, const device_rows & row
     graph_.add(llama().ggml_set_rows(graph_.context(), to, from, targets_tensor_), to);
 }
 
-ggml_tensor * portable_attention::mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first,
-                                       int32_t n_tokens, int32_t n_rows) {
-    const api &   g     = llama();
-    const int32_t masks = masks_of(a), first_head = kv_head * (a.n_head / a.n_head_kv);
-    const bool    shared = a.mask_n_head == 1 && a.max_bias <= 0;
-    // heads that hold the same cells share a mask, in all layers that have the same source
-    const char * source = a.mask ? a.mask + (size_t) (stream % a.mask_n_stream) * a.mask_nb[3] : nullptr;
+ggml_tensor * portable_attention::mask(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t first,
+                                       int32_t n_tokens, int32_t n_rows, together t) {
+    // heads that hold the same cells in the same rows share a mask, in all layers that have the same source
+    const head_store *           head   = a.heads + (size_t) stream * a.n_head_kv + kv_head;
+    const std::vector<int32_t> & order  = rows.order(index);
+    const bool                   shared = a.mask_n_head == 1 && a.max_bias <= 0;
+    const int32_t                n      = t.apart ? t.n : 1;
     if (shared) {
         for (const known_mask & m : masks_) {
-            if (m.source == source && m.first == first && m.n_tokens == n_tokens && m.tensor->ne[0] == n_rows && same_cells(*m.head, head)) {
+            if (m.source == a.mask && m.stream == stream % a.mask_n_stream && m.first == first && m.n_tokens == n_tokens && m.n == n && m.tensor->ne[0] == n_rows &&
+                (n == 1 ? same_cells(*m.head, *head) && *m.order == order : m.head == head)) {
                 return m.tensor;
             }
         }
     }
     void *        host;
-    ggml_tensor * t = graph_.input(GGML_TYPE_F16, n_rows, n_tokens, masks, &host);
-    auto *        row = (uint16_t *) host;
-    const bool    whole = in_order(head) && head.n <= a.mask_n_kv;
-    for (int32_t m = 0; m < masks; m++) {
-        const float slope = a.max_bias > 0 ? alibi_slope(a.max_bias, first_head + m, a.n_head) : 1.0f;
-        for (int32_t i = first; i < first + n_tokens; i++, row += n_rows) {
-            std::fill(row + head.n, row + n_rows, MASKED);
-            if (!source) {
-                std::fill(row, row + head.n, (uint16_t) 0);
-                continue;
-            }
-            const auto * from = (const uint16_t *) (source + (size_t) i * a.mask_nb[1] + (size_t) ((first_head + m) % a.mask_n_head) * a.mask_nb[2]);
-            if (whole) {
-                memcpy(row, from, (size_t) head.n * sizeof *row);
-            } else {
-                for (int32_t s = 0; s < head.n; s++) {
-                    row[s] = head.cell[s] < a.mask_n_kv ? from[head.cell[s]] : MASKED;
-                }
-            }
-            if (a.max_bias > 0) {
-                for (int32_t s = 0; s < head.n; s++) {
-                    row[s] = row[s] == MASKED ? MASKED : g.ggml_fp32_to_fp16(slope * g.ggml_fp16_to_fp32(row[s]));
-                }
-            }
-        }
+    ggml_tensor * masks = batch(graph_.input(GGML_TYPE_F16, n_rows, n_tokens, n * masks_of(a), &host), t);
+    for (int32_t h = 0; h < n; h++) {
+        fill_masks(a, head[h], rows.order(index + h), stream, kv_head + h, first, n_tokens, n_rows, (uint16_t *) host + (size_t) h * n_rows);
     }
     if (shared) {
-        masks_.push_back({source, &head, stream, first, n_tokens, t});
+        masks_.push_back({a.mask, head, &order, stream % a.mask_n_stream, first, n_tokens, n, masks});
     }
-    return t;
+    return masks;
 }
 
 ggml_tensor * portable_attention::queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens) {
@@ -218,43 +257,98 @@ ggml_tensor * portable_attention::keys_or_values(bool is_k, const device_rows & 
     return graph_.tensor(format.type, rows.rows(is_k, index), format.dim, n_rows, n_kv_heads, format.row_bytes, rows.head_bytes(is_k, index, n_kv_heads));
 }
 
+// what a node over these heads reads of each
+int32_t portable_attention::rows_read(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads) {
+    int32_t n = 0;
+    for (int32_t h = 0; h < n_kv_heads; h++) {
+        n = std::max(n, padded_rows(rows.extent(index + h, a.heads[stream * a.n_head_kv + kv_head + h].n), a.mask_n_kv));
+    }
+    return n;
+}
+
+// heads that hold other tokens each are a batch: ggml's fourth dimension
+ggml_tensor * portable_attention::batch(ggml_tensor * t, together heads) {
+    if (!heads.apart) {
+        return t;
+    }
+    ggml_tensor * b = graph_.tensor(t->type, place(t), t->ne[0], t->ne[1], t->ne[2], t->nb[1], t->nb[2]);
+    b->ne[2] /= heads.n;
+    b->ne[3] = heads.n;
+    b->nb[3] = b->nb[2] * (size_t) b->ne[2];
+    return b;
+}
+
 ggml_tensor * portable_attention::sinks(const ggml_tensor * node, int32_t first, int32_t n) {
     return graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(node->src[4]) + (size_t) first * sizeof(float), n));
+}
+
+// KV heads, from kv_head on, that one node can serve: all when they hold the same tokens, else those that lie at one distance
+// and have masks of their own as ggml's batches have. Sinks and slopes would be counted from 0 in each.
+portable_attention::together portable_attention::heads_together(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head) {
+    if (kv_head == 0 && alike(a, rows, index, stream)) {
+        return {a.n_head_kv, false};
+    }
+    int32_t n = 1;
+    if (a.n_tokens == 1 && masks_of(a) == 1 && !node->src[4]) {
+        while (kv_head + n < a.n_head_kv && rows.capacity(index + n) == rows.capacity(index) && rows.head_bytes(true, index, n + 1) && rows.head_bytes(false, index, n + 1)) {
+            n++;
+        }
+    }
+    const bool apart = n > 1 && supports_apart(a, rows, index, {n, true});
+    return {apart ? n : 1, apart};
+}
+
+// whether the device has attention and softmax over a batch whose masks differ, as llama.cpp has for streams
+bool portable_attention::supports_apart(const attention_node & a, const device_rows & rows, int index, together t) {
+    if (!supports_apart_) {
+        const api &   g       = llama();
+        const int32_t n_heads = a.n_head / a.n_head_kv * t.n, n = ROWS_MULTIPLE;
+        const auto    any     = [&](ggml_type type, int64_t n0, int64_t n2) { return batch(graph_.tensor(type, rows.rows(true, index), n0, 1, n2), t); };
+        ggml_tensor * masks   = any(GGML_TYPE_F16, n, t.n);
+        ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), any(GGML_TYPE_F32, a.k.dim, n_heads), batch(keys_or_values(true, rows, index, n, t.n), t),
+                                                        batch(keys_or_values(false, rows, index, n, t.n), t), masks, a.scale, 0.0f, a.softcap);
+        supports_apart_ = graph_.supports(attention) && graph_.supports(g.ggml_soft_max_ext(graph_.context(), any(GGML_TYPE_F32, n, n_heads), masks, a.scale, 0.0f));
+    }
+    return *supports_apart_;
 }
 
 void portable_attention::attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head) {
     graph_.rewind_scratch();
     for (int32_t stream = 0; stream < a.n_stream; stream++) {
-        const int     first    = head + stream * a.n_head_kv;
-        const int32_t together = alike(a, rows, first, stream) ? a.n_head_kv : 1;
-        for (int32_t h = 0; h < a.n_head_kv; h += together) {
-            attend_heads(a, node, rows, first + h, stream, h, together);
-        }
-        const int32_t weighed = a.stat ? together : 1; // a statistic is of all heads
-        for (int32_t h = 0; h < a.n_head_kv; h += weighed) {
-            if (a.stat || a.heads[stream * a.n_head_kv + h].track) {
-                weigh_heads(a, node, rows, first + h, stream, h, weighed);
+        const int  first   = head + stream * a.n_head_kv;
+        const auto weighed = [&](int32_t h) { return a.stat || a.heads[stream * a.n_head_kv + h].track; };
+        together   t;
+        for (int32_t h = 0; h < a.n_head_kv; h += t.n) {
+            t = heads_together(a, node, rows, first + h, stream, h);
+            attend_heads(a, node, rows, first + h, stream, h, t);
+            for (int32_t w = h, n; w < h + t.n; w += n) {
+                for (n = 0; w + n < h + t.n && weighed(w + n); n++) {
+                }
+                if (n == 0) {
+                    n = 1;
+                    continue;
+                }
+                n = t.apart || n == a.n_head_kv ? n : 1;
+                weigh_heads(a, node, rows, first + w, stream, w, {n, t.apart && n > 1});
             }
         }
     }
 }
 
-// n_kv_heads: 1, or all
-void portable_attention::attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads) {
-    const api &        g          = llama();
-    const bool         all        = n_kv_heads == a.n_head_kv;
-    const int32_t      group      = a.n_head / a.n_head_kv, n_heads = group * n_kv_heads, first_head = kv_head * group;
-    const head_store & head       = a.heads[(size_t) stream * a.n_head_kv + kv_head];
-    const int32_t      n          = padded_rows(head, a.mask_n_kv);
-    const attention_node masked   = masked_as(a, all);
-    if (!graph_.empty() && graph_.input_bytes() + (size_t) n * a.n_tokens * masks_of(masked) * sizeof(uint16_t) > INPUT_BYTES) {
+void portable_attention::attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
+    const api &          g      = llama();
+    const bool           all    = t.n == a.n_head_kv;
+    const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * t.n, first_head = kv_head * group;
+    const int32_t        n      = rows_read(a, rows, index, stream, kv_head, t.n);
+    const attention_node masked = masked_as(a, all);
+    if (!graph_.empty() && graph_.input_bytes() + mask_bytes(masked, n, a.n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
         cut();
         graph_.reset_memory();
     }
-    ggml_tensor * q         = graph_.bindable(queries(a, node, stream, kv_head, n_kv_heads, 0, a.n_tokens));
-    ggml_tensor * k         = keys_or_values(true, rows, index, n, n_kv_heads);
-    ggml_tensor * v         = keys_or_values(false, rows, index, n, n_kv_heads);
-    ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), q, k, v, mask(masked, head, stream, kv_head, 0, a.n_tokens, n), a.scale, 0.0f, a.softcap);
+    ggml_tensor * q = graph_.bindable(queries(a, node, stream, kv_head, t.n, 0, a.n_tokens));
+    ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), batch(q, t), batch(keys_or_values(true, rows, index, n, t.n), t),
+                                                    batch(keys_or_values(false, rows, index, n, t.n), t), mask(masked, rows, index, stream, kv_head, 0, a.n_tokens, n, t),
+                                                    a.scale, 0.0f, a.softcap);
     memcpy(attention->op_params, node->op_params, sizeof attention->op_params); // precision and hints too
     if (!all) {
         memset(attention->op_params + 1, 0, sizeof(float)); // the bias
@@ -269,35 +363,33 @@ void portable_attention::attend_heads(const attention_node & a, const ggml_tenso
         graph_.add(attention, out);
         return;
     }
-    ggml_tensor * apart = graph_.add(attention, graph_.scratch_for(attention));
-    graph_.copy(apart, out);
+    const ggml_tensor * apart = graph_.add(attention, graph_.scratch_for(attention));
+    graph_.copy(graph_.tensor(GGML_TYPE_F32, place(apart), a.v.dim, n_heads, a.n_tokens), out);
 }
 
-// softmax(K·q) of one head or all once more, with its weights as the result
-void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads) {
+// softmax(K·q) of these heads once more, with its weights as the result
+void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
     const api &          g      = llama();
-    const bool           all    = n_kv_heads == a.n_head_kv;
-    const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * n_kv_heads;
+    const bool           all    = t.n == a.n_head_kv;
+    const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * t.n;
     head_store *         heads  = a.heads + (size_t) stream * a.n_head_kv + kv_head;
-    const int32_t        n      = padded_rows(*heads, a.mask_n_kv);
+    const int32_t        n      = rows_read(a, rows, index, stream, kv_head, t.n);
     const attention_node masked = masked_as(a, all);
     const size_t         bytes  = (size_t) n * n_heads * sizeof(float); // of one token
     const auto           most   = (int32_t) std::max<size_t>(WEIGHT_BYTES / bytes, 1);
     for (int32_t first = 0; first < a.n_tokens; first += most) {
         const int32_t n_tokens = std::min(most, a.n_tokens - first);
-        const size_t  mask_bytes = (size_t) n * n_tokens * masks_of(masked) * sizeof(uint16_t);
-        if (graph_.result_bytes() + bytes * (size_t) n_tokens > RESULT_BYTES || graph_.input_bytes() + mask_bytes > INPUT_BYTES) {
+        if (graph_.result_bytes() + bytes * (size_t) n_tokens > RESULT_BYTES || graph_.input_bytes() + mask_bytes(masked, n, n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
             cut();
             graph_.reset_memory();
         }
-        ggml_tensor * q  = queries(a, node, stream, kv_head, n_kv_heads, first, n_tokens);
+        ggml_tensor * q  = queries(a, node, stream, kv_head, t.n, first, n_tokens);
         if (n_tokens == 1 && a.q_nb[2] == (size_t) a.k.dim * sizeof(float)) { // without gaps already
             q = graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(q), a.k.dim, 1, n_heads));
         } else {
             q = graph_.copy(q, graph_.scratch(GGML_TYPE_F32, a.k.dim, n_tokens, n_heads));
         }
-        ggml_tensor * k  = keys_or_values(true, rows, index, n, n_kv_heads);
-        ggml_tensor * kq = g.ggml_mul_mat(graph_.context(), k, q);
+        ggml_tensor * kq = g.ggml_mul_mat(graph_.context(), keys_or_values(true, rows, index, n, t.n), q);
         kq->op_params[0] = GGML_PREC_F32;
         kq               = graph_.add(kq, graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
         float scale = a.scale;
@@ -306,14 +398,14 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
             kq    = graph_.add(g.ggml_tanh(graph_.context(), x), graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
             scale = a.softcap;
         }
-        ggml_tensor * soft = g.ggml_soft_max_ext(graph_.context(), kq, mask(masked, *heads, stream, kv_head, first, n_tokens, n), scale, all ? a.max_bias : 0.0f);
+        ggml_tensor * soft = g.ggml_soft_max_ext(graph_.context(), batch(kq, t), mask(masked, rows, index, stream, kv_head, first, n_tokens, n, t), scale, all ? a.max_bias : 0.0f);
         if (node->src[4]) {
             g.ggml_soft_max_add_sinks(soft, sinks(node, kv_head * group, n_heads));
         }
         void * host;
         graph_.add(soft, graph_.result(GGML_TYPE_F32, n, n_tokens, n_heads, &host));
-        for (int32_t h = 0; h < n_kv_heads; h++) {
-            weights_.push_back({a, heads + h, stream, first, n_tokens, n, (const float *) host + (size_t) h * group * n_tokens * n});
+        for (int32_t h = 0; h < t.n; h++) {
+            weights_.push_back({a, heads + h, &rows.order(index + h), stream, first, n_tokens, n, (const float *) host + (size_t) h * group * n_tokens * n});
         }
     }
 }

@@ -8,6 +8,7 @@
 #include "../attention.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace kvasir {
@@ -26,35 +27,45 @@ public:
     void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
     ggml_status finish();
 
-    // carries out the single moves of these rows together
-    void move_rows(const std::vector<device_rows *> & rows);
-
 private:
-    // a gathered mask that has been built for this graph already
+    // KV heads side by side that share a node: one mask for all, or, apart, each its own
+    struct together {
+        int32_t n     = 1;
+        bool    apart = false;
+    };
+    // gathered masks that have been built for this graph already
     struct known_mask {
-        const char *       source;
-        const head_store * head;
-        int32_t            stream, first, n_tokens;
-        ggml_tensor *      tensor;
+        const char *                 source;
+        const head_store *           head;  // the first one
+        const std::vector<int32_t> * order; // its
+        int32_t                      stream, first, n_tokens, n; // n: of heads that are apart, else 1
+        ggml_tensor *                tensor;
     };
     // softmax weights that the graph leaves for the sums of a head
     struct weights {
-        attention_node   a;
-        head_store *     head;
-        int32_t          stream, first, n_tokens, n_rows;
-        const float *    values; // [query head of the group][token][row]
+        attention_node               a;
+        head_store *                 head;
+        const std::vector<int32_t> * order; // of its rows
+        int32_t                      stream, first, n_tokens, n_rows;
+        const float *                values; // [query head of the group][token][row]
     };
     graph_builder           graph_;
     std::vector<known_mask> masks_;
+    std::optional<bool>     supports_apart_; // once asked
     std::vector<weights>    weights_;
     ggml_status             status_ = GGML_STATUS_SUCCESS;
     std::vector<int64_t>    targets_;             // of the tensor below
     ggml_tensor *           targets_tensor_ = nullptr;
 
     void          cut();
-    ggml_tensor * mask(const attention_node & a, const head_store & head, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows);
-    void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
-    void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
+    void          take_in_weights();
+    together      heads_together(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
+    bool          supports_apart(const attention_node & a, const device_rows & rows, int index, together t);
+    void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
+    void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
+    ggml_tensor * mask(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows, together t);
+    ggml_tensor * batch(ggml_tensor * t, together heads);
+    int32_t       rows_read(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
     ggml_tensor * keys_or_values(bool is_k, const device_rows & rows, int index, int32_t n_rows, int32_t n_kv_heads);
     ggml_tensor * queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens);
     ggml_tensor * sinks(const ggml_tensor * node, int32_t first, int32_t n);
