@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """The rows of context_bench --grid on Hugging Face transformers: seconds of a prompt and a greedy generation, end to end.
 
-    transformers_grid.py --grid 1:32:512,2:512:32 [--repeats 1] [--max-time 500]
+    transformers_grid.py --grid 1:32:512,2:512:32 [--static] [--repeats 1] [--max-time 500]
 
 The model has Llama-1/2 7B's shape unless told otherwise, random weights in fp16 that are made on the device (nothing is
-fetched), and PyTorch's scaled dot-product attention. Each row is one model.generate of random token ids, after a warm-up of 8
-tokens. The weights are fp16, where context_bench is usually given Q4_0: at batch 1 that alone is most of the difference in decode.
+fetched), and PyTorch's scaled dot-product attention. Each row is one model.generate of random token ids, after a warm-up of the
+row's prompt and 8 tokens. The weights are fp16, where context_bench is usually given Q4_0: at batch 1 that alone is most of the
+difference in decode. --static gives generate a cache of the row's full length, for which it compiles the decode step into a CUDA
+graph (during the warm-up); otherwise it runs with its defaults, a cache that grows and kernels launched from Python.
 --max-time ends a row that takes longer, which is then reported as what it did in that time.
 """
 import argparse
@@ -30,6 +32,7 @@ def grid(text):
 def arguments():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("--grid", type=grid, required=True, metavar="B:P:G,...")
+    parser.add_argument("--static", action="store_true")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--max-time", type=float, metavar="SECONDS")
     parser.add_argument("--device", default="cuda")
@@ -66,7 +69,18 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
-def generate(model, prompt, tokens, **limits):
+class Stop(transformers.StoppingCriteria):
+    def __init__(self, length):
+        self.length = length
+
+    def __call__(self, ids, scores, **kwargs):
+        return torch.full((ids.shape[0],), ids.shape[1] >= self.length, device=ids.device)
+
+
+def generate(model, prompt, tokens, cache, **limits):
+    if cache is not None:
+        cache.reset()
+        limits["past_key_values"] = cache
     return model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -79,19 +93,24 @@ def generate(model, prompt, tokens, **limits):
 
 
 def run(model, a, batch, prompt_length, tokens):
-    """Seconds, tokens of each sequence that came out, peak of device memory in MiB."""
+    """Seconds of each repeat, tokens of each sequence that came out of the last, peak of device memory in MiB."""
     on_gpu = torch.device(a.device).type == "cuda"
     prompt = torch.randint(3, a.vocabulary, (batch, prompt_length), device=a.device)
-    generate(model, prompt[:, :512], min(8, tokens))
+    cache = transformers.StaticCache(config=model.config, max_cache_len=prompt_length + tokens) if a.static else None
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    synchronize(a.device)
-    begin = time.perf_counter()
-    out = generate(model, prompt, tokens, **({"max_time": a.max_time} if a.max_time else {}))
-    synchronize(a.device)
-    seconds = time.perf_counter() - begin
-    peak = torch.cuda.max_memory_reserved() / 2**20 if on_gpu else 0
-    return seconds, out.shape[1] - prompt_length, peak
+    generate(model, prompt, tokens, cache, stopping_criteria=[Stop(prompt_length + 8)])
+    seconds = []
+    for _ in range(a.repeats):
+        synchronize(a.device)
+        begin = time.perf_counter()
+        out = generate(model, prompt, tokens, cache, **({"max_time": a.max_time} if a.max_time else {}))
+        synchronize(a.device)
+        seconds.append(time.perf_counter() - begin)
+        came = out.shape[1] - prompt_length
+        if came < tokens:
+            break
+    return seconds, came, torch.cuda.max_memory_reserved() / 2**20 if on_gpu else 0
 
 
 def main():
@@ -101,21 +120,18 @@ def main():
     model = make_model(a)
     where = torch.cuda.get_device_name() if torch.device(a.device).type == "cuda" else a.device
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}, {where}, {parameters / 1e9:.2f} G parameters, fp16, sdpa\n")
+    cache = "static cache, compiled" if a.static else "dynamic cache"
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}, {where}, {parameters / 1e9:.2f} G parameters, fp16, sdpa, {cache}\n")
     print("| batch [prompt, generated] | seconds | range | t/s | device at the peak, MiB |\n|---|---|---|---|---|", flush=True)
     for batch, prompt, tokens in a.grid:
         test = f"{batch} [{prompt}, {tokens}]"
-        seconds, peak, came = [], 0, tokens
+        came = None
         try:
-            for _ in range(a.repeats):
-                taken, came, most = run(model, a, batch, prompt, tokens)
-                seconds.append(taken)
-                peak = max(peak, most)
-                if came < tokens:
-                    break
+            seconds, came, peak = run(model, a, batch, prompt, tokens)
         except torch.OutOfMemoryError:
-            came = None
+            pass
         # outside of the except clause: the exception holds on to the frames with the cache
+        torch.compiler.reset()
         gc.collect()
         if torch.device(a.device).type == "cuda":
             torch.cuda.empty_cache()
