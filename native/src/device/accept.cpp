@@ -98,7 +98,11 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
     if (!accept_portable(l, n_head / n_head_kv, reason)) {
         return false;
     }
-    l.configure(n_head, n_head_kv, std::make_unique<device_rows>(l.cache->limit, inner_backend(l.device), l.k.format, l.v.format, n, l.n_cells, l.il));
+    auto & mover = l.cache->movers[l.device];
+    if (!mover) {
+        mover = std::make_shared<graph_builder>(inner_backend(l.device));
+    }
+    l.configure(n_head, n_head_kv, std::make_unique<device_rows>(l.cache->limit, mover, l.k.format, l.v.format, n, l.n_cells, l.il));
     return true;
 }
 

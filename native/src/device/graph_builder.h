@@ -28,6 +28,7 @@ public:
     graph_builder(const graph_builder &) = delete;
     graph_builder & operator=(const graph_builder &) = delete;
 
+    ggml_backend_t backend() const { return backend_; }
     // forgets everything; original: the graph that the nodes given to pass() are from
     void begin(const ggml_cgraph * original = nullptr);
     void pass(ggml_tensor * node);

@@ -20,6 +20,7 @@
 namespace kvasir {
 
 struct layer;
+class graph_builder;
 
 namespace cuda {
 class cuda_store;
@@ -133,6 +134,8 @@ struct kvasir_cache {
     std::vector<int32_t> bounds;
 
     std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::cuda::cuda_store>> gpus; // what its layers on one GPU share
+
+    std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::graph_builder>>    movers; // of rows, for its layers on one device
 
     std::map<int32_t, std::vector<std::vector<float>>> fetched; // by stream, what kvasir_cache_fetch has brought of layers on the host
 

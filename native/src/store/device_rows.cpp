@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 namespace kvasir {
 
@@ -36,8 +35,8 @@ static void copy_bytes(const place & from, const place & to, size_t size) {
     llama().ggml_backend_tensor_copy(&src, &dst);
 }
 
-device_rows::device_rows(memory_limit & limit, ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
-    : row_memory(limit), backend_(backend), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), rows_((size_t) n_heads), norms_((size_t) n_heads) {
+device_rows::device_rows(memory_limit & limit, std::shared_ptr<graph_builder> mover, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il)
+    : row_memory(limit), mover_(std::move(mover)), backend_(mover_->backend()), il_(il), n_cells_(n_cells), capacity_((size_t) n_heads, 0), used_((size_t) n_heads, 0), rows_((size_t) n_heads), norms_((size_t) n_heads) {
     k_.format = k;
     v_.format = v;
     for (side_memory * s : {&k_, &v_}) {
@@ -238,9 +237,7 @@ void device_rows::shrink(const std::vector<int32_t> & fitting) {
 // Into buffers of other capacities, every slot at its own number.
 void device_rows::rebuild(const std::vector<int32_t> & capacity) {
     side_memory k = allocate(k_.format, capacity), v = allocate(v_.format, capacity);
-    synchronize();
-    gather(k_, k);
-    gather(v_, v);
+    gather(k, v);
     k_        = std::move(k);
     v_        = std::move(v);
     capacity_ = capacity;
@@ -249,45 +246,62 @@ void device_rows::rebuild(const std::vector<int32_t> & capacity) {
 }
 
 // the rows of all heads in the order of their slots, into other memory
-void device_rows::gather(const side_memory & from, const side_memory & to) const {
-    if (!from.buffer || !to.buffer) {
-        return;
-    }
-    const size_t row_bytes = from.format.row_bytes;
-    graph_builder graph(backend_);
-    graph.begin();
-    std::vector<std::vector<int32_t>> orders(rows_.size());
-    std::vector<size_t>               on_host;
+void device_rows::gather(const side_memory & k, const side_memory & v) {
+    struct piece {
+        const side_memory * from;
+        const side_memory * to;
+        size_t              head;
+    };
+    const api &                       a = llama();
+    std::vector<piece>                all, on_host;
+    std::vector<std::vector<int32_t>> orders(rows_.size()); // empty: as they are
     for (size_t i = 0; i < rows_.size(); i++) {
-        const place   a = from.head(i), b = to.head(i);
         const int32_t n = std::min(used_[i], capacity_[i]);
-        if (n == 0 || order((int) i).empty()) {
-            copy_bytes(a, b, (size_t) n * row_bytes);
+        if (n == 0) {
             continue;
         }
-        for (int32_t slot = 0; slot < n; slot++) {
+        for (int32_t slot = 0; slot < n && !order((int) i).empty(); slot++) {
             orders[i].push_back(row((int) i, slot));
         }
-        on_host.push_back(i);
-        if (row_bytes % sizeof(int32_t) == 0) { // whatever the type is: words are copied as they are
-            const auto    words = (int64_t) (row_bytes / sizeof(int32_t));
+        all.push_back({&k_, &k, i});
+        all.push_back({&v_, &v, i});
+    }
+    mover_->begin();
+    for (const piece & p : all) { // whatever the type is: words are copied as they are
+        const size_t row_bytes = p.from->format.row_bytes;
+        const auto   words     = (int64_t) (row_bytes / sizeof(int32_t));
+        const auto   n         = (int64_t) std::min(used_[p.head], capacity_[p.head]);
+        if (row_bytes % sizeof(int32_t) != 0) {
+            on_host.push_back(p);
+            continue;
+        }
+        ggml_tensor * to = mover_->tensor(GGML_TYPE_I32, p.to->head(p.head), words, n);
+        ggml_tensor * moved;
+        if (orders[p.head].empty()) {
+            moved = a.ggml_cpy(mover_->context(), mover_->tensor(GGML_TYPE_I32, p.from->head(p.head), words, n), to);
+        } else {
             void *        host;
-            ggml_tensor * index = graph.input(GGML_TYPE_I32, n, 1, 1, &host);
-            memcpy(host, orders[i].data(), (size_t) n * sizeof(int32_t));
-            ggml_tensor * picked = llama().ggml_get_rows(graph.context(), graph.tensor(GGML_TYPE_I32, a, words, capacity_[i]), index);
-            if (graph.supports(picked)) {
-                graph.add(picked, graph.tensor(GGML_TYPE_I32, b, words, n));
-                on_host.pop_back();
-            }
+            ggml_tensor * index = mover_->input(GGML_TYPE_I32, n, 1, 1, &host);
+            memcpy(host, orders[p.head].data(), (size_t) n * sizeof(int32_t));
+            moved = a.ggml_get_rows(mover_->context(), mover_->tensor(GGML_TYPE_I32, p.from->head(p.head), words, capacity_[p.head]), index);
+        }
+        if (mover_->supports(moved)) {
+            mover_->add(moved, to);
+        } else {
+            on_host.push_back(p);
         }
     }
-    if (graph.compute() != GGML_STATUS_SUCCESS) { // an abort that was asked for: the rows must move all the same
-        on_host.resize(rows_.size());
-        std::iota(on_host.begin(), on_host.end(), (size_t) 0);
+    if (mover_->compute() != GGML_STATUS_SUCCESS) { // an abort that was asked for: the rows must move all the same
+        on_host = all;
     }
-    graph.synchronize();
-    for (size_t i : on_host) {
-        gather_on_host(from.format, from.head(i), to.head(i), orders[i]);
+    mover_->synchronize();
+    for (const piece & p : on_host) {
+        const place from = p.from->head(p.head), to = p.to->head(p.head);
+        if (orders[p.head].empty()) {
+            copy_bytes(from, to, (size_t) std::min(used_[p.head], capacity_[p.head]) * p.from->format.row_bytes);
+        } else {
+            gather_on_host(p.from->format, from, to, orders[p.head]);
+        }
     }
 }
 

@@ -9,14 +9,16 @@
 #include "row_memory.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 namespace kvasir {
 
 class device_rows : public row_memory {
 public:
-    // il: the model's layer, for messages. The backend must live as long as anything but the destructor is called.
-    device_rows(memory_limit & limit, ggml_backend_t backend, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il);
+    // mover: computes what moves rows, on the backend that they are for, which must live as long as anything but the destructor is
+    // called. il: the model's layer, for messages.
+    device_rows(memory_limit & limit, std::shared_ptr<graph_builder> mover, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il);
 
     void   reserve(const int32_t * n) override;
     size_t growth(const int32_t * n) override;
@@ -71,6 +73,7 @@ private:
         std::vector<int32_t> order;
         bool                 kept = false; // only the rows in order are, and they wait to be gathered; else order has every row once
     };
+    std::shared_ptr<graph_builder> mover_;
     ggml_backend_t       backend_;
     int32_t              il_, n_cells_;
     side_memory          k_, v_;
@@ -89,7 +92,7 @@ private:
     std::vector<int32_t> capacity_for(const int32_t * n) const;
     void    rebuild(const std::vector<int32_t> & capacity);
     void    shrink(const std::vector<int32_t> & fitting);
-    void    gather(const side_memory & from, const side_memory & to) const;
+    void    gather(const side_memory & k, const side_memory & v);
     void    gather_on_host(const row_format & format, const place & from, const place & to, const std::vector<int32_t> & order) const;
     void    gather_in_place();
     bool    wasteful(std::vector<int32_t> & fitting) const;
