@@ -549,6 +549,16 @@ void test_nodes() {
             CHECK(kvasir_cache_keep(c.cache, l, 0, 0, few.data(), (int32_t) few.size()) == KVASIR_OK, "%s", kvasir_last_error());
         }
         check("room for fewer in one head", {7}, 343, 2);
+        context profiled(m.ours, context_params(), true, path);
+        for (const int32_t per_query_head : {0, 1}) { // a prompt's weights are summed up over the query heads, if they may be
+            const int32_t bounds[] = {16};
+            const kvasir_statistic_params params = {bounds, 1, -1, per_query_head};
+            CHECK(kvasir_statistic_start(profiled.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+            given.clear();
+            profiled.decode(random_tokens(40, 7), 40 * per_query_head);
+            CHECK(given[GGML_OP_SOFT_MAX] == shape.n_layer && given[GGML_OP_REPEAT_BACK] == (per_query_head ? 0 : shape.n_layer), "%d SOFT_MAX, %d REPEAT_BACK for %d layers",
+                  given[GGML_OP_SOFT_MAX], given[GGML_OP_REPEAT_BACK], shape.n_layer);
+        }
     }
     device->iface.init_backend = init_backend;
 }

@@ -32,6 +32,7 @@ namespace kvasir {
     X(ggml_custom_4d)               \
     X(ggml_cpy)                     \
     X(ggml_get_rows)                \
+    X(ggml_repeat_back)             \
     X(ggml_set_rows)                \
     X(ggml_mul_mat)                 \
     X(ggml_scale)                   \

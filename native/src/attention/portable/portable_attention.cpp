@@ -16,6 +16,8 @@ constexpr uint16_t MASKED = 0xfc00; // -infinity as f16
 constexpr size_t INPUT_BYTES = (size_t) 64 << 20, RESULT_BYTES = (size_t) 64 << 20;
 constexpr size_t WEIGHT_BYTES = (size_t) 16 << 20; // of one node
 
+constexpr int32_t MANY_TOKENS = 32; // whose weights are worth a node that adds those of a query group up
+
 // llama.cpp rounds the number of cells that a graph looks at up to a multiple of this (llama_kv_cache::get_n_kv); ggml's
 // CPU kernel splits its work by that number, so sums come out bit by bit the same only for the same number of rows.
 constexpr int32_t ROWS_MULTIPLE = 256;
@@ -100,8 +102,10 @@ void add(const float * values, float share, int32_t first, int32_t last, float *
     }
 }
 
-// Adds the weights of every query to the sums of the keys that it saw, as the CPU kernels do.
-void add_weights(const attention_node & a, head_store & h, const std::vector<int32_t> & order, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, const float * by_row) {
+// Adds the weights of every query to the sums of the keys that it saw, as the CPU kernels do. by_row: [of n_heads][token][row], those of
+// the query heads of the group or their sum.
+void add_weights(const attention_node & a, head_store & h, const std::vector<int32_t> & order, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, int32_t n_heads,
+                 const float * by_row) {
     const int32_t     group  = a.n_head / a.n_head_kv;
     const statistic * stat   = a.stat;
     const bool        apart  = stat && stat->rows > 1;
@@ -109,7 +113,7 @@ void add_weights(const attention_node & a, head_store & h, const std::vector<int
     const bool        sorted = stat && std::is_sorted(h.pos, h.pos + h.n); // not with several sequences, or after single evictions
     const auto        held   = std::max(h.n, (int32_t) order.size()); // rows
     std::vector<float> sums(stat ? 0 : (size_t) held), by_slot(stat && !order.empty() ? (size_t) h.n : 0);
-    for (int32_t g = 0; g < group; g++) {
+    for (int32_t g = 0; g < n_heads; g++) {
         const size_t row = apart ? (size_t) g : 0;
         for (int32_t t = 0; t < n_tokens; t++, by_row += n_rows) {
             if (std::isnan(by_row[0])) {
@@ -175,13 +179,13 @@ void portable_attention::take_in_weights() {
     constexpr size_t enough = 1 << 18, most_threads = 16; // values for a thread
     size_t values = 0;
     for (const weights & w : weights_) {
-        values += (size_t) (w.a.n_head / w.a.n_head_kv) * (size_t) w.n_tokens * (size_t) w.n_rows;
+        values += (size_t) w.n_heads * (size_t) w.n_tokens * (size_t) w.n_rows;
     }
     const size_t n_threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::clamp<size_t>(values / enough, 1, most_threads));
     const auto   take_in   = [&](size_t thread) {
         for (const weights & w : weights_) {
             if ((uintptr_t) w.head / sizeof *w.head % n_threads == thread) {
-                add_weights(w.a, *w.head, *w.order, w.stream, w.first, w.n_tokens, w.n_rows, w.values);
+                add_weights(w.a, *w.head, *w.order, w.stream, w.first, w.n_tokens, w.n_rows, w.n_heads, w.values);
             }
         }
     };
@@ -312,6 +316,19 @@ bool portable_attention::supports_apart(const attention_node & a, const device_r
     return *supports_apart_;
 }
 
+// whether the device adds up the weights of the query heads of a group; where these do not see the same, some may see nothing
+bool portable_attention::sums_groups(const attention_node & a, const device_rows & rows, int index) {
+    const int32_t group = a.n_head / a.n_head_kv;
+    if (group == 1 || a.mask_n_head > 1) {
+        return false;
+    }
+    if (!sums_groups_) {
+        const auto any = [&](int64_t n2) { return graph_.tensor(GGML_TYPE_F32, rows.rows(true, index), ROWS_MULTIPLE, MANY_TOKENS, n2); };
+        sums_groups_ = graph_.supports(llama().ggml_repeat_back(graph_.context(), any(group), any(1)));
+    }
+    return *sums_groups_;
+}
+
 void portable_attention::attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head) {
     graph_.rewind_scratch();
     for (int32_t stream = 0; stream < a.n_stream; stream++) {
@@ -377,9 +394,14 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
     const attention_node masked = masked_as(a, all);
     const size_t         bytes  = (size_t) n * n_heads * sizeof(float); // of one token
     const auto           most   = (int32_t) std::max<size_t>(WEIGHT_BYTES / bytes, 1);
+    const bool           summed = a.n_tokens >= MANY_TOKENS && (!a.stat || a.stat->rows == 1) && sums_groups(a, rows, index);
+    const together       groups = {t.n, true};
     for (int32_t first = 0; first < a.n_tokens; first += most) {
-        const int32_t n_tokens = std::min(most, a.n_tokens - first);
-        if (graph_.result_bytes() + bytes * (size_t) n_tokens > RESULT_BYTES || graph_.input_bytes() + mask_bytes(masked, n, n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
+        const int32_t n_tokens = std::min(most, a.n_tokens - first), n_brought = summed ? t.n : n_heads;
+        if (a.n_tokens >= MANY_TOKENS) { // else nodes of several heads may run side by side
+            graph_.rewind_scratch();
+        }
+        if (graph_.result_bytes() + bytes / (size_t) n_heads * (size_t) n_brought * (size_t) n_tokens > RESULT_BYTES || graph_.input_bytes() + mask_bytes(masked, n, n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
             cut();
             graph_.reset_memory();
         }
@@ -402,10 +424,17 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
         if (node->src[4]) {
             g.ggml_soft_max_add_sinks(soft, sinks(node, kv_head * group, n_heads));
         }
-        void * host;
-        graph_.add(soft, graph_.result(GGML_TYPE_F32, n, n_tokens, n_heads, &host));
+        void *        host;
+        ggml_tensor * brought = graph_.result(GGML_TYPE_F32, n, n_tokens, n_brought, &host);
+        if (summed) {
+            soft = graph_.add(soft, graph_.scratch(GGML_TYPE_F32, n, n_tokens, n_heads));
+            graph_.add(g.ggml_repeat_back(graph_.context(), batch(graph_.tensor(GGML_TYPE_F32, place(soft), n, n_tokens, n_heads), groups), batch(brought, groups)), brought);
+        } else {
+            graph_.add(soft, brought);
+        }
         for (int32_t h = 0; h < t.n; h++) {
-            weights_.push_back({a, heads + h, &rows.order(index + h), stream, first, n_tokens, n, (const float *) host + (size_t) h * group * n_tokens * n});
+            const int32_t of_head = n_brought / t.n;
+            weights_.push_back({a, heads + h, &rows.order(index + h), stream, first, n_tokens, n, of_head, (const float *) host + (size_t) (h * of_head) * n_tokens * n});
         }
     }
 }

@@ -46,12 +46,12 @@ private:
         attention_node               a;
         head_store *                 head;
         const std::vector<int32_t> * order; // of its rows
-        int32_t                      stream, first, n_tokens, n_rows;
-        const float *                values; // [query head of the group][token][row]
+        int32_t                      stream, first, n_tokens, n_rows, n_heads; // n_heads: the query group's, or 1: their sum
+        const float *                values; // [n_heads][token][row]
     };
     graph_builder           graph_;
     std::vector<known_mask> masks_;
-    std::optional<bool>     supports_apart_; // once asked
+    std::optional<bool>     supports_apart_, sums_groups_; // once asked
     std::vector<weights>    weights_;
     ggml_status             status_ = GGML_STATUS_SUCCESS;
     std::vector<int64_t>    targets_;             // of the tensor below
@@ -61,6 +61,7 @@ private:
     void          take_in_weights();
     together      heads_together(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
     bool          supports_apart(const attention_node & a, const device_rows & rows, int index, together t);
+    bool          sums_groups(const attention_node & a, const device_rows & rows, int index);
     void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
     void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
     ggml_tensor * mask(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows, together t);
