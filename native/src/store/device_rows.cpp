@@ -251,6 +251,7 @@ void device_rows::gather(const side_memory & k, const side_memory & v) {
         const side_memory * from;
         const side_memory * to;
         size_t              head;
+        int32_t             n; // slots
     };
     const api &                       a = llama();
     std::vector<piece>                all, on_host;
@@ -263,26 +264,25 @@ void device_rows::gather(const side_memory & k, const side_memory & v) {
         for (int32_t slot = 0; slot < n && !order((int) i).empty(); slot++) {
             orders[i].push_back(row((int) i, slot));
         }
-        all.push_back({&k_, &k, i});
-        all.push_back({&v_, &v, i});
+        all.push_back({&k_, &k, i, n});
+        all.push_back({&v_, &v, i, n});
     }
     mover_->begin();
     for (const piece & p : all) { // whatever the type is: words are copied as they are
         const size_t row_bytes = p.from->format.row_bytes;
         const auto   words     = (int64_t) (row_bytes / sizeof(int32_t));
-        const auto   n         = (int64_t) std::min(used_[p.head], capacity_[p.head]);
         if (row_bytes % sizeof(int32_t) != 0) {
             on_host.push_back(p);
             continue;
         }
-        ggml_tensor * to = mover_->tensor(GGML_TYPE_I32, p.to->head(p.head), words, n);
+        ggml_tensor * to = mover_->tensor(GGML_TYPE_I32, p.to->head(p.head), words, p.n);
         ggml_tensor * moved;
         if (orders[p.head].empty()) {
-            moved = a.ggml_cpy(mover_->context(), mover_->tensor(GGML_TYPE_I32, p.from->head(p.head), words, n), to);
+            moved = a.ggml_cpy(mover_->context(), mover_->tensor(GGML_TYPE_I32, p.from->head(p.head), words, p.n), to);
         } else {
             void *        host;
-            ggml_tensor * index = mover_->input(GGML_TYPE_I32, n, 1, 1, &host);
-            memcpy(host, orders[p.head].data(), (size_t) n * sizeof(int32_t));
+            ggml_tensor * index = mover_->input(GGML_TYPE_I32, p.n, 1, 1, &host);
+            memcpy(host, orders[p.head].data(), (size_t) p.n * sizeof(int32_t));
             moved = a.ggml_get_rows(mover_->context(), mover_->tensor(GGML_TYPE_I32, p.from->head(p.head), words, capacity_[p.head]), index);
         }
         if (mover_->supports(moved)) {
@@ -298,7 +298,7 @@ void device_rows::gather(const side_memory & k, const side_memory & v) {
     for (const piece & p : on_host) {
         const place from = p.from->head(p.head), to = p.to->head(p.head);
         if (orders[p.head].empty()) {
-            copy_bytes(from, to, (size_t) std::min(used_[p.head], capacity_[p.head]) * p.from->format.row_bytes);
+            copy_bytes(from, to, (size_t) p.n * p.from->format.row_bytes);
         } else {
             gather_on_host(p.from->format, from, to, orders[p.head]);
         }
