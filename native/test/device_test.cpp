@@ -330,12 +330,12 @@ void check_value_norms(const context & c, int32_t layer, int32_t stream, int32_t
     }
 }
 
-// Three sequences in one stream or three: tokens, tails dropped and, when evict is set, slots dropped from single heads and
-// from all alike, so that heads part and lie at other places. The logits of every token, and the scores of all slots in the end.
 struct outcome {
-    std::vector<float> logits, scores;
+    std::vector<float> logits, scores; // of every token; of all slots in the end
 };
 
+// Three sequences in one stream or three: tokens, tails dropped and, when evict is set, slots dropped from single heads and
+// from all alike, so that heads part and lie at other places.
 outcome random_operations(context & c, bool unified, bool evict, int32_t n_heads) {
     std::mt19937       rng(seed), choice(seed + 1); // what is evicted does not change the tokens
     outcome            result;
@@ -549,6 +549,7 @@ void test_nodes() {
             CHECK(kvasir_cache_keep(c.cache, l, 0, 0, few.data(), (int32_t) few.size()) == KVASIR_OK, "%s", kvasir_last_error());
         }
         check("room for fewer in one head", {7}, 343, 2);
+        check("a batch", random_tokens(4, 7), 344, shape.n_head_kv);
         context profiled(m.ours, context_params(), true, path);
         for (const int32_t per_query_head : {0, 1}) { // a prompt's weights are summed up over the query heads, if they may be
             const int32_t bounds[] = {16};

@@ -127,7 +127,7 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
                 if (is_evicted(row, row_bytes)) {
                     continue;
                 }
-                const int32_t slot = l.slot_for(index, cell + i, cell + i);
+                const int32_t slot = l.slot_for(index, cell + i, r.s->is_k ? cell + i : -1);
                 if (slot != first + (int32_t) (run.size() / row_bytes)) {
                     write();
                 }

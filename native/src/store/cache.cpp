@@ -64,7 +64,9 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     if (pos >= 0) { // llama.cpp gave the cell to another token, perhaps at the same position
         h.pos[slot]   = pos;
         h.score[slot] = 0;
-        rows->reset_sums(index, slot);
+        if (cache->statistic_on) {
+            rows->reset_sums(index, slot);
+        }
         for (int32_t c = 0; c < sums_per_slot_; c++) {
             sums(index, c)[slot] = 0;
         }

@@ -176,12 +176,12 @@ void portable_attention::cut() {
 
 // By several threads where a prompt has left many, each with heads of its own.
 void portable_attention::take_in_weights() {
-    constexpr size_t enough = 1 << 18, most_threads = 16; // values for a thread
+    constexpr size_t enough_values = 1 << 18, most_threads = 16;
     size_t values = 0;
     for (const weights & w : weights_) {
         values += (size_t) w.n_heads * (size_t) w.n_tokens * (size_t) w.n_rows;
     }
-    const size_t n_threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::clamp<size_t>(values / enough, 1, most_threads));
+    const size_t n_threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::clamp<size_t>(values / enough_values, 1, most_threads));
     const auto   take_in   = [&](size_t thread) {
         for (const weights & w : weights_) {
             if ((uintptr_t) w.head / sizeof *w.head % n_threads == thread) {

@@ -8,7 +8,6 @@ import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Candidates;
 import dev.kvasir.cache.FastGen;
-import dev.kvasir.cache.HeadProfile;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
 import java.io.IOException;
@@ -29,11 +28,7 @@ class CudaTest {
   private static final int PROMPT = 1_200;
   private static final int STEPS = 64;
 
-  /**
-   * A recovery is a mean over queries, and what rounding makes of single ones is less in more of
-   * them: on the CPU two ways to compute attention are 3.2e-4, 2.3e-4, 1.8e-4 and 1.5e-4 apart in
-   * 600, 1,200, 2,400 and 3,600 tokens with quantised weights (the paper's candidates).
-   */
+  /** Tokens, as rounding makes less of a mean over more queries: {@link AttentionPathsTest}. */
   private static final int PROFILED = 2_400;
 
   @TempDir private static Path directory;
@@ -83,34 +78,6 @@ class CudaTest {
         .freeMemory();
   }
 
-  /** How far two profiles are apart. */
-  private record Difference(double mean, double most, int sameChoice) {
-    static Difference between(Profile expected, Profile actual) {
-      assertEquals(90, expected.heads().size());
-      double sum = 0;
-      double most = 0;
-      int figures = 0;
-      int sameChoice = 0;
-      for (int head = 0; head < expected.heads().size(); head++) {
-        HeadProfile one = expected.heads().get(head);
-        HeadProfile other = actual.heads().get(head);
-        for (int candidate = 0; candidate < one.candidates(); candidate++) {
-          double difference = Math.abs(one.recovery(candidate) - other.recovery(candidate));
-          sum += difference;
-          most = Math.max(most, difference);
-          figures++;
-        }
-        sameChoice += one.chosen() == other.chosen() ? 1 : 0;
-      }
-      return new Difference(sum / figures, most, sameChoice);
-    }
-
-    @Override
-    public String toString() {
-      return "mean %.2e, most %.2e, the same choice in %d heads".formatted(mean, most, sameChoice);
-    }
-  }
-
   /**
    * Without quantised weights, of which ggml's products are rounded differently on the two, a
    * profile on the GPU is that on the CPU. Single figures may be further apart, where two tokens
@@ -122,13 +89,13 @@ class CudaTest {
     Profile cpu = profile(unquantized, "CPU", candidates, Attention.NATIVE);
     Profile ours = profile(unquantized, gpu, candidates, Attention.NATIVE);
     Profile ggml = profile(unquantized, gpu, candidates, Attention.PORTABLE);
-    Difference kernels = Difference.between(ggml, ours);
-    Difference both = Difference.between(cpu, ours);
+    ProfileDifference kernels = ProfileDifference.between(ggml, ours);
+    ProfileDifference both = ProfileDifference.between(cpu, ours);
     String found = "kernels: %s; both: %s".formatted(kernels, both);
     reporter.publishEntry("difference of recovery", found);
-    assertTrue(kernels.mean < 1e-3, found);
-    assertTrue(both.mean < 1e-3, found);
-    assertTrue(both.sameChoice >= 87, found);
+    assertTrue(kernels.mean() < 1e-3, found);
+    assertTrue(both.mean() < 1e-3, found);
+    assertTrue(both.sameChoice() >= 87, found);
   }
 
   /**
@@ -141,15 +108,15 @@ class CudaTest {
     Profile cpu = profile(TestModels.path(), "CPU", candidates, Attention.NATIVE);
     Profile ours = profile(TestModels.path(), gpu, candidates, Attention.NATIVE);
     Profile ggml = profile(TestModels.path(), gpu, candidates, Attention.PORTABLE);
-    Difference kernels = Difference.between(ggml, ours);
-    Difference products = Difference.between(cpu, ggml);
-    Difference both = Difference.between(cpu, ours);
+    ProfileDifference kernels = ProfileDifference.between(ggml, ours);
+    ProfileDifference products = ProfileDifference.between(cpu, ggml);
+    ProfileDifference both = ProfileDifference.between(cpu, ours);
     String found = "kernels: %s; products: %s; both: %s".formatted(kernels, products, both);
     reporter.publishEntry("difference of recovery", found);
-    assertTrue(kernels.mean < 1e-3, found);
-    assertTrue(kernels.mean < products.mean, found);
-    assertTrue(both.mean < 1.5 * products.mean + 2e-4, found);
-    assertTrue(both.sameChoice >= products.sameChoice - 9, found);
+    assertTrue(kernels.mean() < 1e-3, found);
+    assertTrue(kernels.mean() < products.mean(), found);
+    assertTrue(both.mean() < 1.5 * products.mean() + 2e-4, found);
+    assertTrue(both.sameChoice() >= products.sameChoice() - 9, found);
   }
 
   private static Profile profile(
