@@ -1,6 +1,6 @@
 // Bandwidth of the decode kernels against that of the device: cuda_decode_bench CUBIN [REPEATS [short]]
-// For tuning, the environment: DECODE_WARPS, DECODE_STAGES, DECODE_MIN_BLOCKS, DECODE_HEAD_BLOCKS.
-// 32 layers one after another in a CUDA graph, pages in random order, one row appended to each head; medians.
+// For tuning, the environment: DECODE_TURNED (1: queries and rows come turned), DECODE_WARPS, DECODE_STAGES, DECODE_MIN_BLOCKS, DECODE_HEAD_BLOCKS.
+// 32 layers one after another in a CUDA graph, pages in random order, one row appended to each head, it and the queries turned (ROPE) by the kernel; medians.
 #include "decode.h"
 #include "../test/cuda/device.h"
 
@@ -132,6 +132,8 @@ int main(int argc, char ** argv) {
         device_array<char> exchange(decode_exchange_bytes(shape, c.dim));
         device_array<uint32_t> epoch(2);
         device_array<token_label> token(1);
+        device_array<int32_t> pos(std::vector<int32_t>(1, c.slots));
+        device_array<float> turns((size_t) c.dim);
         std::vector<device_array<int32_t>> tables, counts, slots;
         std::vector<device_array<decode_segment>> segments;
         std::vector<decode_layer> layers;
@@ -176,6 +178,9 @@ int main(int argc, char ** argv) {
             layer.token = token.data();
             layer.n_append = 1;
             layer.segments = segments.back().data();
+            if (l == 0) {
+                layer.rotary = {turns.data(), pos.data(), nullptr, 1, c.dim, c.dim, 0, std::pow(10000.0f, -2.0f / (float) c.dim), 1, 0, 1, 0, 0};
+            }
             layers.push_back(layer);
             decode_params p{};
             p.a.pages = layer.pages;
@@ -189,6 +194,7 @@ int main(int argc, char ** argv) {
             p.slot = slots.back().data();
             p.token = token.data();
             p.n_append = 1;
+            p.turn_q = p.turn_k = getenv("DECODE_TURNED") ? nullptr : turns.data();
             p.group = c.group;
             p.by_group = reciprocal(p.group);
             p.stages = shape.stages;

@@ -86,6 +86,7 @@ void test_shapes() {
     struct shape {
         const char * name, * arch;
         int32_t heads, kv, dim, swa;
+        bool yarn = false, factors = false;
     };
     const shape shapes[] = {
         {"grouped, dim 64", "llama", 6, 2, 64, 0},
@@ -97,6 +98,8 @@ void test_shapes() {
         {"dim 96", "llama", 4, 2, 96, 0},
         {"dim 128", "llama", 4, 1, 128, 0},
         {"dim 256", "llama", 2, 1, 256, 0},
+        {"YaRN", "llama", 6, 2, 64, 0, true},
+        {"frequency factors", "llama", 4, 1, 128, 0, false, true},
         {"soft-capped, sliding window of 96", "gemma2", 4, 2, 128, 96},
         {"soft-capped, dim 64", "gemma2", 4, 2, 64, 96},
         {"attention sinks, sliding window of 96", "gpt-oss", 4, 2, 64, 96},
@@ -107,6 +110,7 @@ void test_shapes() {
         }
         synthetic_model shape;
         shape.arch = s.arch; shape.n_head = s.heads; shape.n_head_kv = s.kv; shape.head_dim = s.dim; shape.n_swa = s.swa; shape.n_layer = 2;
+        shape.yarn = s.yarn; shape.rope_factors = s.factors;
         if (strcmp(s.arch, "mpt") == 0) {
             shape.n_embd = s.heads * s.dim;
         }

@@ -36,6 +36,7 @@ public:
 
     std::string key(const char * name) const { return std::string(m.arch) + "." + name; }
     void number(const char * name, int32_t value) { gguf_set_val_u32(gguf, key(name).c_str(), (uint32_t) value); }
+    void text(const char * name, const char * value) { gguf_set_val_str(gguf, key(name).c_str(), value); }
     void real(const char * name, float value) { gguf_set_val_f32(gguf, key(name).c_str(), value); }
 
     void tensor(const std::string & name, float deviation, int64_t n0, int64_t n1 = 1, int64_t n2 = 1, float mean = 0.0f) {
@@ -168,6 +169,14 @@ void synthetic_model::write(const std::string & path) const {
         w.number("attention.key_length", head_dim);
         w.number("attention.value_length", head_dim);
         w.number("rope.dimension_count", head_dim);
+    }
+    if (yarn) {
+        w.text("rope.scaling.type", "yarn");
+        w.real("rope.scaling.factor", 4.0f);
+        w.number("rope.scaling.original_context_length", 128);
+    }
+    if (rope_factors) {
+        w.tensor("rope_freqs.weight", 0.5f, head_dim / 2, 1, 1, 3.0f);
     }
     if (a == "gemma2") {
         w.real("attn_logit_softcapping", 20.0f);

@@ -41,6 +41,7 @@ namespace kvasir {
     X(ggml_soft_max_add_sinks)      \
     X(ggml_flash_attn_ext)          \
     X(ggml_flash_attn_ext_add_sinks) \
+    X(ggml_rope_yarn_corr_dims)     \
     X(ggml_fp16_to_fp32)            \
     X(ggml_fp32_to_fp16)            \
     X(ggml_threadpool_params_init)  \

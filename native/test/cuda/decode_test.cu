@@ -26,6 +26,7 @@ struct test_case {
     bool    mask = false, mask_per_head = false, mask_per_stream = true, open = false, append = true, overwrite = false, sinks = false, track = false;
     float   softcap = 0, max_bias = 0;
     int32_t n_cta = 0; // 0: all
+    bool    turn_q = false, turn_k = false, halves = false; // rotary positions
     std::vector<int32_t> lengths; // repeated over the heads
 };
 
@@ -73,6 +74,30 @@ void put(char * section, char * scales, int32_t type, int32_t dim, bool transpos
             ((int8_t *) section)[at(e)] = q;
             held[e] = (double) q * (double) __half2float(__float2half_rn(d));
         }
+    }
+}
+
+// cosines and sines of random angles, a row of `dim` numbers for each token
+std::vector<float> random_turns(int32_t n_tokens, int32_t dim, bool halves) {
+    std::vector<float> turns((size_t) (n_tokens * dim));
+    for (int32_t i = 0; i < n_tokens; i++) {
+        for (int32_t pair = 0; pair < dim / 2; pair++) {
+            const float angle = (float) below(6283) * 1e-3f;
+            float * at = &turns[(size_t) (i * dim + rotary_place(pair, dim, halves))];
+            at[0] = std::cos(angle);
+            at[1] = std::sin(angle);
+        }
+    }
+    return turns;
+}
+
+// rounded as the kernel rounds: what is appended has to be the same, bit by bit
+void turn(float * x, const float * turns, int32_t dim, bool halves) {
+    for (int32_t pair = 0; pair < dim / 2; pair++) {
+        float & a = x[halves ? pair : 2 * pair], & b = x[halves ? pair + dim / 2 : 2 * pair + 1];
+        const float * by = turns + rotary_place(pair, dim, halves), first = a, second = b;
+        a = std::fmaf(first, by[0], -(second * by[1]));
+        b = std::fmaf(first, by[1], second * by[0]);
     }
 }
 
@@ -137,6 +162,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
 
     // the rows of this step
     const int32_t rows = c.append ? c.n_stream * c.n_tokens : 0;
+    const std::vector<float> turns_k = random_turns(rows, c.dim, c.halves), turns_q = random_turns(c.n_stream * c.n_tokens, c.dim, c.halves);
     const std::vector<float> k_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1), v_rows = normals((size_t) (rows * c.n_head_kv * c.dim), 1);
     std::vector<token_label> tokens((size_t) rows);
     std::vector<int32_t> slot_of((size_t) (rows * c.n_head_kv), -1);
@@ -151,7 +177,12 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
             // somewhere in the middle, a different slot for each token; or at the end
             const int32_t slot = c.overwrite ? (slots / c.n_tokens) * i + below(slots / c.n_tokens) : slots - c.n_tokens + i;
             slot_of[(size_t) (r * c.n_head_kv + hk)] = slot;
-            put_slot(pool, h, slot, &k_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)], &v_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)],
+            const float * k = &k_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)];
+            std::vector<float> turned(k, k + c.dim);
+            if (c.turn_k) {
+                turn(turned.data(), &turns_k[(size_t) (r * c.dim)], c.dim, c.halves);
+            }
+            put_slot(pool, h, slot, turned.data(), &v_rows[(size_t) ((r * c.n_head_kv + hk) * c.dim)],
                      tokens[(size_t) r].cell, tokens[(size_t) r].pos, 0.0f);
         }
     }
@@ -169,9 +200,14 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
         t = c.track && below(3) ? ++regions : 0;
     }
 
+    std::vector<float> queries = q;
+    for (int32_t i = 0; c.turn_q && i < c.n_stream * n_head * c.n_tokens; i++) { // [stream][head][token]
+        turn(&queries[(size_t) (i * c.dim)], &turns_q[(size_t) ((i / c.n_tokens / n_head * c.n_tokens + i % c.n_tokens) * c.dim)], c.dim, c.halves);
+    }
+
     device_array<char> d_pool(before);
     device_array<int32_t> d_table(table), d_n(n), d_slot(slot_of), d_track(track), d_open(std::vector<int32_t>{c.open ? 1 : 0});
-    device_array<float> d_q(q), d_k(k_rows), d_v(v_rows), d_sinks(sinks), d_out((size_t) (c.n_stream * n_head * c.n_tokens * c.dim));
+    device_array<float> d_q(q), d_k(k_rows), d_v(v_rows), d_sinks(sinks), d_turns_q(turns_q), d_turns_k(turns_k), d_out((size_t) (c.n_stream * n_head * c.n_tokens * c.dim));
     device_array<token_label> d_token(tokens);
     device_array<__half> d_mask(mask);
     device_array<decode_segment> segments(decode_segments(shape, heads));
@@ -227,6 +263,9 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     p.slot = d_slot.data();
     p.token = d_token.data();
     p.n_append = rows;
+    p.turn_q = c.turn_q ? d_turns_q.data() : nullptr;
+    p.turn_k = c.turn_k ? d_turns_k.data() : nullptr;
+    p.halves = c.halves;
     p.group = c.group;
     p.by_group = reciprocal(p.group);
     p.stages = shape.stages;
@@ -273,7 +312,7 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
         std::vector<double> mass((size_t) slots, 0.0), s((size_t) slots), o((size_t) c.dim);
         for (int32_t r = 0; r < columns; r++) {
             const int32_t token = r / c.group, qh = hk * c.group + r % c.group;
-            const float * x = &q[(size_t) (((stream * n_head + qh) * c.n_tokens + token) * c.dim)];
+            const float * x = &queries[(size_t) (((stream * n_head + qh) * c.n_tokens + token) * c.dim)];
             int32_t pow2 = 1;
             while (2 * pow2 <= n_head) {
                 pow2 *= 2;
@@ -351,6 +390,49 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     return o;
 }
 
+// `plan`'s cosines and sines against double precision: the worst error, of what CUDA's approximations leave room for. A power of theta_scale has the
+// exponent's share of lg2's 2^-22 and 2^-22 of ex2's, the angle is taken to a fraction of a turn in f32, cosine and sine add 2^-20.
+double check_rotary(kernel_library & library, int32_t dim, int32_t n_dims, bool halves, bool with_factors, bool yarn, device_array<uint32_t> & epoch) {
+    const int32_t n_tokens = 37, last_pos = 4000;
+    std::vector<int32_t> pos((size_t) n_tokens), zero(1, 0);
+    for (int32_t & x : pos) {
+        x = below(last_pos);
+    }
+    std::vector<float> factors((size_t) (n_dims / 2));
+    for (float & x : factors) {
+        x = 1.0f + 0.01f * (float) below(700);
+    }
+    const page_format format = make_page_format(F16, F16, 64, 64);
+    device_array<char> pool(format.bytes), exchange(256);
+    device_array<int32_t> d_pos(pos), table(zero), n(zero);
+    device_array<float> d_factors(factors), turns((size_t) (n_tokens * dim));
+    device_array<decode_segment> segments(2);
+    decode_layer layer{};
+    layer.pages = {format, pool.data(), table.data(), n.data(), 1, 1};
+    layer.n_stream = layer.n_pass = layer.n_column = layer.columns = layer.group = 1;
+    layer.segments = segments.data();
+    rotary_params & r = layer.rotary;
+    r = {turns.data(), d_pos.data(), with_factors ? d_factors.data() : nullptr, n_tokens, dim, n_dims, halves, std::pow(10000.0f, -2.0f / (float) n_dims),
+         yarn ? 0.25f : 1.0f, yarn ? 1.0f : 0.0f, yarn ? 0.9f : 1.0f, 3.0f, 11.0f};
+    device_array<decode_layer> layers(std::vector<decode_layer>{layer});
+    library.launch("plan", dim3(1, PLAN_CTAS), PLAN_THREADS, plan_shared(1, 1), plan_params{layers.data(), epoch.data(), exchange.data(), exchange.size(), 1, 1, 1});
+    const std::vector<float> got = turns.get();
+    double worst = 0;
+    for (int32_t i = 0; i < n_tokens; i++) {
+        for (int32_t pair = 0; pair < dim / 2; pair++) {
+            const double far = pos[(size_t) i] * std::pow((double) r.theta_scale, pair) / (with_factors ? (double) factors[(size_t) pair % factors.size()] : 1.0);
+            const double ramp = yarn ? 1.0 - std::min(1.0, std::max(0.0, (pair - (double) r.low) / ((double) r.high - (double) r.low))) : 0.0;
+            const double angle = (double) r.freq_scale * far * (1.0 - ramp) + far * ramp, size = (double) r.attn_factor * (yarn ? 1.0 + 0.1 * std::log(1.0 / (double) r.freq_scale) : 1.0);
+            const bool turned = 2 * pair < n_dims;
+            const double cosine = turned ? std::cos(angle) * size : 1.0, sine = turned ? std::sin(angle) * size : 0.0;
+            const float * at = &got[(size_t) (i * dim + rotary_place(pair, dim, halves))];
+            const double bound = far * (pair + 2) * std::pow(2.0, -22) + std::pow(2.0, -20);
+            worst = std::max({worst, std::fabs((double) at[0] - cosine) / bound, std::fabs((double) at[1] - sine) / bound});
+        }
+    }
+    return worst;
+}
+
 const char * name(int32_t type) { return type == Q8_0 ? "q8_0" : "f16"; }
 
 } // namespace
@@ -389,10 +471,10 @@ int main(int argc, char ** argv) {
         failed += !o.error.empty();
         worst = std::max(worst, o.nmse);
         worst_score = std::max(worst_score, o.score);
-        printf("%s/%s d%d heads %dx%d group %d tokens %d ctas %d%s%s%s%s%s%s%s%s%s%s: NMSE %.2e score %.1e %s\n", name(c.type_k), name(c.type_v), c.dim, c.n_stream, c.n_head_kv,
+        printf("%s/%s d%d heads %dx%d group %d tokens %d ctas %d%s%s%s%s%s%s%s%s%s%s%s%s%s: NMSE %.2e score %.1e %s\n", name(c.type_k), name(c.type_v), c.dim, c.n_stream, c.n_head_kv,
                c.group, c.n_tokens, c.n_cta, c.mask ? " mask" : "", c.mask_per_head ? "/head" : "", c.mask && !c.mask_per_stream ? "/one stream" : "", c.open ? " open" : "",
                c.append ? " append" : "", c.overwrite ? " overwrite" : "", c.sinks ? " sinks" : "", c.track ? " track" : "", c.softcap > 0 ? " softcap" : "",
-               c.max_bias > 0 ? " alibi" : "", o.nmse, o.score, o.error.empty() ? "ok" : ("FAILED: " + o.error).c_str());
+               c.max_bias > 0 ? " alibi" : "", c.turn_q ? " turn q" : "", c.turn_k ? " turn k" : "", (c.turn_q || c.turn_k) && c.halves ? " halves" : "", o.nmse, o.score, o.error.empty() ? "ok" : ("FAILED: " + o.error).c_str());
         fflush(stdout);
     };
 
@@ -437,8 +519,24 @@ int main(int argc, char ** argv) {
             r.softcap = below(3) ? 0.0f : 5.0f;
             r.max_bias = r.mask && below(3) == 0 ? 8.0f : 0.0f;
             r.n_cta = (int32_t[]){0, 0, 1, 5, 40}[below(5)];
+            r.halves = decode_turns(x.k, x.dim, true) && below(2);
+            r.turn_q = below(4) != 0;
+            r.turn_k = below(4) != 0;
             std::shuffle(r.lengths.begin(), r.lengths.end(), rng);
             check(r);
+        }
+    }
+    for (const bool halves : {false, true}) {
+        for (const bool with_factors : {false, true}) {
+            for (const bool yarn : {false, true}) {
+                for (const int32_t dim : {64, 80, 128, 256}) {
+                    const int32_t n_dims = halves || yarn ? dim : dim - 16;
+                    const double error = check_rotary(library, dim, n_dims, halves, with_factors, yarn, epoch);
+                    count++;
+                    failed += !(error <= 1);
+                    printf("rotary d%d of %d%s%s%s: %.2f of the bound %s\n", n_dims, dim, halves ? " halves" : "", with_factors ? " factors" : "", yarn ? " yarn" : "", error, error <= 1 ? "ok" : "FAILED");
+                }
+            }
         }
     }
     if (argc <= 3) {

@@ -147,9 +147,8 @@ template <int TK, int TV, int D> struct block_shape { // a block in a stage
     static constexpr uint32_t AT_K_SCALE = K, AT_V = K + K_SCALE, AT_V_SCALE = AT_V + V, AT_CELL = AT_V_SCALE + V_SCALE, CELL = BLOCK_SLOTS * 4;
     static constexpr uint32_t BYTES = AT_CELL + CELL;
     static_assert(BYTES == decode_stage_bytes(TK, TV, D), "as the host counts");
-    // elements of a row of K that a lane reads at once; neighbouring lanes read on
     static constexpr int WIDE = decode_wide_tiles(D);
-    static constexpr int STEP = TK == Q8_0 ? (D % 64 == 0 ? 16 : 8) : (D % 32 == 0 ? 8 : 4);
+    static constexpr int STEP = decode_step(TK, D);
 };
 
 // 16 or 8 bytes of K as pairs of halves
@@ -170,6 +169,26 @@ template <int TK, int STEP> __device__ __forceinline__ void k_fragment(uint32_t 
     }
 }
 
+// ---- rotary positions ----
+
+// a pair of elements by an angle; each operation is rounded once, and not as the compiler likes
+__device__ __forceinline__ void turn(float & a, float & b, float cosine, float sine) {
+    const float x = a, y = b;
+    a = __fmaf_rn(x, cosine, -__fmul_rn(y, sine));
+    b = __fmaf_rn(x, sine, __fmul_rn(y, cosine));
+}
+__device__ __forceinline__ void turn_pairs(float4 & x, float4 by) {
+    turn(x.x, x.y, by.x, by.y);
+    turn(x.z, x.w, by.z, by.w);
+}
+// 4 elements and those half a row further on, by what stands at the places of both
+__device__ __forceinline__ void turn_halves(float4 & x, float4 & y, float4 by_x, float4 by_y) {
+    turn(x.x, y.x, by_x.x, by_x.y);
+    turn(x.y, y.y, by_x.z, by_x.w);
+    turn(x.z, y.z, by_y.x, by_y.y);
+    turn(x.w, y.w, by_y.z, by_y.w);
+}
+
 struct column_info { // of a query row
     const char * mask; // its row of the mask
     float        slope;
@@ -177,21 +196,43 @@ struct column_info { // of a query row
 
 // A row to append, 4 elements a lane: 32 lanes, then again.
 template <int D> struct appended_row {
-    static constexpr int TURNS = (D + 127) / 128;
-    float4 x[TURNS];
+    static constexpr int ROUNDS = (D + 127) / 128;
+    float4 x[ROUNDS];
 
     __device__ __forceinline__ void load(const char * row, int lane) {
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) {
+        for (int i = 0; i < ROUNDS; i++) {
             const int e = (i * 32 + lane) * 4;
             x[i] = D % 128 == 0 || e < D ? *(const float4 *) (row + e * 4) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+    }
+
+    __device__ __forceinline__ void turn(const appended_row & by, bool halves, int lane) {
+        if (!halves) {
+#pragma unroll
+            for (int i = 0; i < ROUNDS; i++) {
+                turn_pairs(x[i], by.x[i]);
+            }
+        } else if constexpr (D == 256) {
+            turn_halves(x[0], x[1], by.x[0], by.x[1]);
+        } else if constexpr (D == 64 || D == 128) { // the other half is another lane's
+            const auto other = [](float4 a) {
+                return make_float4(__shfl_xor_sync(~0u, a.x, D / 8), __shfl_xor_sync(~0u, a.y, D / 8), __shfl_xor_sync(~0u, a.z, D / 8), __shfl_xor_sync(~0u, a.w, D / 8));
+            };
+            float4 y = other(x[0]);
+            const float4 by_y = other(by.x[0]);
+            if (lane & (D / 8)) {
+                turn_halves(y, x[0], by_y, by.x[0]);
+            } else {
+                turn_halves(x[0], y, by.x[0], by_y);
+            }
         }
     }
 
     // into slot `slot` of a block: in its stage and in its page
     template <int TYPE, bool TRANSPOSED> __device__ __forceinline__ void put(int slot, char * stage, char * stage_scale, char * page, char * page_scale, int lane) const {
 #pragma unroll
-        for (int i = 0; i < TURNS; i++) {
+        for (int i = 0; i < ROUNDS; i++) {
             const int e = (i * 32 + lane) * 4;
             float scale = 1.0f, by = 1.0f;
             if constexpr (TYPE == Q8_0) {
@@ -304,7 +345,11 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         const int32_t column = at.first_column + i, token = token_in(column), query_head = at.head_kv * group + column - token * group;
         return p.a.q + token * p.a.q_token_bytes + query_head * p.a.q_head_bytes + at.stream * p.a.q_stream_bytes;
     };
-    float4 raw[NT == 1 ? KT : 1]; // this lane's elements of its column
+    constexpr bool EARLY = D <= 128;                                     // registers suffice to ask for what turns queries, too
+    float4 raw[NT == 1 ? KT : 1], by[NT == 1 && EARLY ? KT : 1]; // this lane's elements of its column, and what turns them
+    const auto turn_of = [&](const place & at, int k) {
+        return __ldg((const float4 *) (p.turn_q + (at.stream * p.a.n_tokens + token_in(at.first_column + min(g, at.n_here - 1))) * D + t * STEP + k / PRODUCTS * 4 * STEP + k % PRODUCTS * 4));
+    };
     const auto request_queries = [&](const place & at) {
         if constexpr (NT == 1) {
             const char * row = query_row(at, min(g, at.n_here - 1)) + t * (STEP * 4);
@@ -312,6 +357,14 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
 #pragma unroll
             for (int k = 0; k < KT; k++) {
                 raw[k] = __ldg((const float4 *) (row + (k / PRODUCTS * 4 * STEP + k % PRODUCTS * 4) * 4));
+            }
+            if constexpr (EARLY) {
+                if (p.turn_q) {
+#pragma unroll
+                    for (int k = 0; k < KT; k++) {
+                        by[k] = turn_of(at, k);
+                    }
+                }
             }
         } else if (warp == n_warp - 1) { // the one with the fewest blocks
             copies.begin(query_barrier, (uint32_t) at.n_here * (D * 4));
@@ -323,9 +376,12 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         }
     };
     int32_t row = -1, row_slot = 0; // to append by this warp; -2: several rows are appended to the head
-    appended_row<D> k_row, v_row;
+    appended_row<D> k_row, v_row, k_by;
     const auto load_row = [&](int32_t i, int32_t head_kv) {
         k_row.load(p.k + i * p.k_token_bytes + head_kv * p.k_head_bytes, lane);
+        if (p.turn_k) {
+            k_by.load((const char *) (p.turn_k + i * D), lane);
+        }
         v_row.load(p.v + i * p.v_token_bytes + head_kv * p.v_head_bytes, lane);
     };
     const auto request_row = [&] {
@@ -454,6 +510,20 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
         };
         uint2 q[NT == 1 ? KT : 1];
         if constexpr (NT == 1) {
+            const auto turn_at = [&](int k) { return EARLY ? by[EARLY ? k : 0] : turn_of(at, k); };
+            if (p.turn_q && !p.halves) {
+#pragma unroll
+                for (int k = 0; k < KT; k++) {
+                    turn_pairs(raw[k], turn_at(k));
+                }
+            } else if constexpr (decode_turns(TK, D, true)) {
+                if (p.turn_q) {
+#pragma unroll
+                    for (int k = 0; k < KT / 2; k++) {
+                        turn_halves(raw[k], raw[k + KT / 2], turn_at(k), turn_at(k + KT / 2));
+                    }
+                }
+            }
 #pragma unroll
             for (int k = 0; k < KT; k++) {
                 q[k] = scaled(raw[k], g < n_here);
@@ -463,7 +533,21 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
             query_parity ^= 1;
             for (int i = threadIdx.x; i < KT * NT * 32; i += (int) blockDim.x) {
                 const int column = i / 32 % NT * 8 + i % 32 / 4, k = i / 32 / NT;
-                queries[i] = scaled(*(const float4 *) (raw_queries + (column < n_here ? column : 0) * D + k / PRODUCTS * 4 * STEP + i % 4 * STEP + k % PRODUCTS * 4), column < n_here);
+                const int e = k / PRODUCTS * 4 * STEP + i % 4 * STEP + k % PRODUCTS * 4;
+                const float * row = raw_queries + (column < n_here ? column : 0) * D;
+                float4 x = *(const float4 *) (row + e);
+                if (p.turn_q) {
+                    const float * turns = p.turn_q + (stream * p.a.n_tokens + token_of(column < n_here ? column : 0)) * D;
+                    if (!p.halves) {
+                        turn_pairs(x, *(const float4 *) (turns + e));
+                    } else {
+                        const int lo = e % (D / 2), hi = lo + D / 2;
+                        float4 first = *(const float4 *) (row + lo), second = *(const float4 *) (row + hi);
+                        turn_halves(first, second, *(const float4 *) (turns + lo), *(const float4 *) (turns + hi));
+                        x = e < D / 2 ? first : second;
+                    }
+                }
+                queries[i] = scaled(x, column < n_here);
             }
             done_by_hand();
         }
@@ -537,6 +621,9 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                         slot = appended(i), cell = p.token[i].cell, pos = p.token[i].pos;
                     }
                     slot %= BLOCK_SLOTS;
+                    if (p.turn_k) {
+                        k_row.turn(k_by, p.halves, lane);
+                    }
                     k_row.template put<TK, false>(slot, block, block + B::AT_K_SCALE, page + half_of_page * B::K, page + f.k_scale + half_of_page * B::K_SCALE, lane);
                     v_row.template put<TV, true>(slot, block + B::AT_V, block + B::AT_V_SCALE, page + f.v + half_of_page * B::V, page + f.v_scale + half_of_page * B::V_SCALE, lane);
                     if (lane == 0) {
@@ -1005,6 +1092,25 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS) plan(const plan_param
     if (threadIdx.x == 0 && atomicAdd(p.epoch + 1, 1u) + 1 == gridDim.x * gridDim.y) {
         p.epoch[0] = (clear ? 0 : p.epoch[0]) + gridDim.x;
         p.epoch[1] = 0;
+    }
+
+    // cosines and sines; ggml computes them with the same approximations (its CUDA backend is compiled with fast math)
+    const rotary_params & rotary = layer.rotary;
+    for (int32_t i = (int32_t) (blockIdx.y * PLAN_THREADS + threadIdx.x); rotary.table && i < rotary.n_tokens * rotary.dim / 2; i += (int32_t) (gridDim.y * PLAN_THREADS)) {
+        const int32_t token = i / (rotary.dim / 2), pair = i % (rotary.dim / 2);
+        float2 turn = make_float2(1.0f, 0.0f); // for elements that have no angle
+        if (2 * pair < rotary.n_dims) {
+            const float far = __fdividef((float) rotary.pos[token] * __powf(rotary.theta_scale, (float) pair), rotary.factors ? rotary.factors[pair] : 1.0f);
+            float theta = rotary.freq_scale * far, size = rotary.attn_factor;
+            if (rotary.ext_factor != 0.0f) { // YaRN
+                const float ramp = 1.0f - fminf(1.0f, fmaxf(0.0f, __fdividef((float) pair - rotary.low, fmaxf(0.001f, rotary.high - rotary.low))));
+                const float mix  = ramp * rotary.ext_factor;
+                theta = theta * (1.0f - mix) + far * mix;
+                size *= 1.0f + 0.1f * __logf(__fdividef(1.0f, rotary.freq_scale));
+            }
+            turn = make_float2(__cosf(theta) * size, __sinf(theta) * size);
+        }
+        *(float2 *) (rotary.table + token * rotary.dim + rotary_place(pair, rotary.dim, rotary.halves)) = turn;
     }
 
     const auto blocks_in = [&](int32_t h) { return start[h + 1] - start[h] - p.head_blocks; };

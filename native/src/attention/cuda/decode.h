@@ -34,6 +34,29 @@ struct decode_segment {
 };
 static_assert(sizeof(decode_segment) == 128, "a warp reads a segment, a word per lane");
 
+// Rotary positions (ggml's ROPE), when the decode kernel turns queries and the rows to append: `plan` computes cosines and sines, once for
+// all layers that have the same ones.
+struct rotary_params {
+    float *         table;          // [n_tokens][dim]: pairs of a cosine and a sine (rotary_place); none: nothing to do
+    const int32_t * pos;            // [n_tokens]
+    const float *   factors;        // [n_dims / 2] divide the frequencies; or none
+    int32_t         n_tokens, dim, n_dims;
+    int32_t         halves;         // elements i and i + dim / 2 are a pair (NEOX), else 2 * i and 2 * i + 1
+    float           theta_scale, freq_scale, ext_factor, attn_factor, low, high; // as in ggml's CUDA kernel; low, high: ggml_rope_yarn_corr_dims
+};
+
+// Where the cosine of a pair stands in a token's row of the table; its sine follows. A lane reads the cosines and sines for 4 elements, or for 4
+// and those dim / 2 after them, at the places of these elements.
+KVASIR_BOTH constexpr int32_t rotary_place(int32_t pair, int32_t dim, bool halves) {
+    return halves ? pair / 4 * 4 + pair % 4 / 2 * (dim / 2) + pair % 2 * 2 : pair * 2;
+}
+
+// elements of a row of K that a lane reads at once; neighbouring lanes read on
+KVASIR_BOTH constexpr int32_t decode_step(int32_t type_k, int32_t dim) { return type_k == Q8_0 ? (dim % 64 == 0 ? 16 : 8) : (dim % 32 == 0 ? 8 : 4); }
+
+// whether a lane that has one element of each pair has the other
+KVASIR_BOTH constexpr bool decode_turns(int32_t type_k, int32_t dim, bool halves) { return !halves || dim % (8 * decode_step(type_k, dim)) == 0; }
+
 // What `plan` and `accumulate_scores` know of a layer; they take an array in device memory.
 struct decode_layer {
     layer_pages      pages;
@@ -51,6 +74,7 @@ struct decode_layer {
     float *          scores;        // [region][n_column][score_stride] exponents of 2
     float *          lse;           // [region][n_column] log2 of the sum of weights (+inf: nothing is seen)
     int64_t          score_stride;
+    rotary_params    rotary;
 };
 
 struct plan_params {
@@ -77,6 +101,9 @@ struct decode_params {
     const int32_t *        slot;    // [n_append][n_head_kv]; pages.n counts them already. -1: the head does not hold the row
     const token_label *   token;   // [n_append]
     int32_t                n_append;
+    const float *          turn_q;  // rotary_params' table for queries, [n_stream][n_tokens], and for rows of K, [n_append]; none: they are turned already
+    const float *          turn_k;
+    int32_t                halves;
     void *                 exchange;
     float *                scores;  // as in decode_layer
     float *                lse;

@@ -5,8 +5,11 @@
 #include "../mask.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <map>
 
 namespace kvasir::cuda {
 
@@ -43,6 +46,34 @@ template <typename P> void set_appended(P & p, const ggml_tensor * k, const ggml
     p.v_token_bytes = (int64_t) v->src[0]->nb[1];
     p.k_head_bytes  = (int64_t) l.k.format.dim * (int64_t) sizeof(float);
     p.v_head_bytes  = (int64_t) l.v.format.dim * (int64_t) sizeof(float);
+}
+
+ggml_tensor * rope_behind(const ggml_tensor * t) {
+    const ggml_tensor * root = t ? root_of(t) : nullptr;
+    return root && root->op == GGML_OP_ROPE ? const_cast<ggml_tensor *>(root) : nullptr;
+}
+
+int32_t rope_number(const ggml_tensor * rope, int i) { return rope->op_params[i]; }
+
+float rope_float(const ggml_tensor * rope, int i) {
+    float x;
+    memcpy(&x, &rope->op_params[i], sizeof x);
+    return x;
+}
+
+bool turns_halves(const ggml_tensor * rope) { return rope_number(rope, 2) == GGML_ROPE_TYPE_NEOX; }
+
+// Whether the decode kernel can do what a ROPE does: over whole heads of f32, in ggml's normal and NEOX order, from inputs and weights, and
+// its result lies as its source does. n_tokens: of all streams
+bool can_turn(const ggml_tensor * rope, const page_format & f, int64_t n_tokens) {
+    const ggml_tensor * x = rope->src[0], * pos = rope->src[1], * factors = rope->src[2];
+    const int32_t mode = rope_number(rope, 2), n_dims = rope_number(rope, 1), offset = rope_number(rope, 15);
+    return rope->type == GGML_TYPE_F32 && x->type == GGML_TYPE_F32 && std::equal(x->nb, x->nb + GGML_MAX_DIMS, rope->nb) &&
+           (uintptr_t) x->data % 16 == 0 && (mode == GGML_ROPE_TYPE_NORMAL || mode == GGML_ROPE_TYPE_NEOX) && offset == 0 && rope->ne[0] == f.dim_k &&
+           (turns_halves(rope) ? n_dims == f.dim_k : n_dims % 2 == 0 && n_dims <= f.dim_k) && decode_turns(f.type_k, f.dim_k, turns_halves(rope)) &&
+           rope->ne[2] == n_tokens && rope->ne[3] == 1 && pos->type == GGML_TYPE_I32 && pos->ne[0] == n_tokens && root_of(pos)->op == GGML_OP_NONE &&
+           (!factors || (factors->type == GGML_TYPE_F32 && root_of(factors)->op == GGML_OP_NONE && factors->ne[0] >= n_dims / 2)) &&
+           !(rope->flags & GGML_TENSOR_FLAG_OUTPUT);
 }
 
 // ggml-cuda's own switch for its graphs is one for ours too
@@ -147,12 +178,102 @@ void cuda_graph::describe(ggml_cgraph * graph, const std::vector<found_node> & f
         const int32_t mask = operations_[i].mask;
         operations_[i].mask_stays = mask < 0 || std::any_of(operations_.begin() + (ptrdiff_t) i + 1, operations_.end(), [mask](const operation & o) { return o.mask == mask; });
     }
+    rotaries_.clear();
     if (std::any_of(operations_.begin(), operations_.end(), [](const operation & op) { return op.shape.kernel[0] == 0; })) {
         for (operation & op : operations_) { // one kind of kernel for all
             op.shape = {};
             op.fused = false;
         }
+    } else {
+        find_ropes(graph);
     }
+    described_++;
+    segments_nodes_.assign(operations_.size() + 1, {});
+    int first = 0;
+    for (size_t i = 0; i <= operations_.size(); i++) {
+        const operation * op = i < operations_.size() ? &operations_[i] : nullptr;
+        std::copy_if(graph->nodes + first, graph->nodes + (op ? op->first : graph->n_nodes), std::back_inserter(segments_nodes_[i]),
+                     [op](const ggml_tensor * t) { return !op || (t != op->rope_q && t != op->rope_k); });
+        first = op ? op->last + 1 : 0;
+    }
+}
+
+// Which ROPEs the decode kernel does in place of ggml: those that nothing but the attention and its append reads, while their source is still
+// there when these run.
+void cuda_graph::find_ropes(const ggml_cgraph * graph) {
+    std::map<const ggml_tensor *, int> index; // of the ROPEs that may be left out
+    int begin = 0;
+    for (operation & op : operations_) {
+        const int64_t n_tokens = (int64_t) op.attention.n_tokens * op.attention.n_stream;
+        const ggml_tensor * q = op.node->src[0];
+        ggml_tensor * rope = rope_behind(q);
+        if (rope && can_turn(rope, op.rows->format(), n_tokens) && q->data == rope->data && q->nb[1] == rope->nb[2] && q->nb[2] == rope->nb[1] && q->ne[2] == rope->ne[1] &&
+            (q->ne[3] == 1 || q->nb[3] == rope->nb[2] * (size_t) q->ne[1])) {
+            op.rope_q = rope;
+        }
+        rope = op.fused ? rope_behind(op.k->src[0]) : nullptr;
+        if (rope && can_turn(rope, op.rows->format(), op.n_append) && op.k->src[0]->data == rope->data && op.k->src[0]->nb[1] == rope->nb[2] && rope->ne[1] == op.l->n_head_kv) {
+            op.rope_k = rope;
+        }
+        for (ggml_tensor ** r : {&op.rope_q, &op.rope_k}) {
+            const auto found = std::find(graph->nodes + begin, graph->nodes + op.first, *r);
+            const auto over = [&](const ggml_tensor * t) {
+                return !is_view(t) && !(t->op == GGML_OP_SET_ROWS && side_of(t)) && overlap(t, (*r)->src[0]);
+            };
+            if (*r && (found == graph->nodes + op.first || std::any_of(found + 1, graph->nodes + op.last + 1, over))) {
+                *r = nullptr;
+            }
+            if (*r) {
+                index[*r] = (int) (found - graph->nodes);
+            }
+        }
+        begin = op.last + 1;
+    }
+    for (int i = 0; i < graph->n_nodes && !index.empty(); i++) {
+        const ggml_tensor * t = graph->nodes[i];
+        for (const ggml_tensor * source : t->src) {
+            ggml_tensor * rope = is_view(t) ? nullptr : rope_behind(source);
+            const auto ours = [&](const operation & op) { return (rope == op.rope_q && t == op.node) || (rope == op.rope_k && t == op.k); };
+            if (rope && index.count(rope) && std::none_of(operations_.begin(), operations_.end(), ours)) {
+                index.erase(rope);
+            }
+        }
+    }
+    for (operation & op : operations_) {
+        for (ggml_tensor ** r : {&op.rope_q, &op.rope_k}) {
+            if (*r && (!index.count(*r) || !share_rotary(op, *r))) {
+                *r = nullptr;
+            }
+        }
+    }
+}
+
+// The cosines and sines for a ROPE of an operation; false: it has others already.
+bool cuda_graph::share_rotary(operation & op, const ggml_tensor * rope) {
+    rotary_params p{};
+    p.factors     = rope->src[2] ? (const float *) rope->src[2]->data : nullptr;
+    p.n_tokens    = (int32_t) rope->ne[2];
+    p.dim         = (int32_t) rope->ne[0];
+    p.n_dims      = rope_number(rope, 1);
+    p.halves      = turns_halves(rope);
+    p.freq_scale  = rope_float(rope, 6);
+    p.ext_factor  = rope_float(rope, 7);
+    p.attn_factor = rope_float(rope, 8);
+    p.theta_scale = powf(rope_float(rope, 5), -2.0f / (float) p.n_dims);
+    float ends[2];
+    llama().ggml_rope_yarn_corr_dims(p.n_dims, rope_number(rope, 4), rope_float(rope, 5), rope_float(rope, 9), rope_float(rope, 10), ends);
+    p.low  = ends[0];
+    p.high = ends[1];
+    const auto same = std::find_if(rotaries_.begin(), rotaries_.end(), [&](const rotary & r) { return r.rope->src[1] == rope->src[1] && memcmp(&r.params, &p, sizeof p) == 0; });
+    const auto at = (int32_t) (same - rotaries_.begin());
+    if (op.rotary >= 0 && op.rotary != at) {
+        return false;
+    }
+    if (same == rotaries_.end()) {
+        rotaries_.push_back({rope, p, 0, 0});
+    }
+    op.rotary = at;
+    return true;
 }
 
 void cuda_graph::describe(operation & op) {
@@ -201,7 +322,7 @@ void cuda_graph::read(seen_mask & m, const inputs & host) {
 
 // The lengths of all heads; which are tracked; and for each operation its tokens, their slots, positions, and whether every slot is
 // seen by every query.
-void cuda_graph::fill_step() {
+void cuda_graph::fill_step(const inputs & host) {
     step_.assign(store_->step_begin(), 0);
     track_at_ = add(store_->step_begin());
     placed_.clear();
@@ -217,6 +338,14 @@ void cuda_graph::fill_step() {
             ((int32_t *) (step_.data() + track_at_))[rows->first_head() + h] = l.heads[(size_t) h].track ? ++region : 0;
         }
         tracking_ = tracking_ || l.n_tracked > 0;
+    }
+    for (rotary & r : rotaries_) {
+        const void * pos = host(r.rope->src[1]);
+        if (!pos) {
+            throw error(KVASIR_UNSUPPORTED, "rotary positions that are not known beforehand");
+        }
+        r.pos_at = add((size_t) r.params.n_tokens * sizeof(int32_t));
+        memcpy(step_.data() + r.pos_at, pos, (size_t) r.params.n_tokens * sizeof(int32_t));
     }
     for (operation & op : operations_) {
         layer &       l = *op.l;
@@ -304,8 +433,15 @@ void cuda_graph::prepare_few() {
     grow(exchange_, exchange, true);
     grow(epoch_, 256, true);
     grow(scores_, scores);
+    size_t turns = 0;
+    for (rotary & r : rotaries_) {
+        r.table_at = turns;
+        turns += (size_t) r.params.n_tokens * (size_t) r.params.dim * sizeof(float);
+    }
+    grow(turns_, turns);
 
     std::vector<decode_layer> layers;
+    std::vector<bool> turned(rotaries_.size());
     for (operation & op : operations_) {
         decode_layer d{};
         d.pages   = op.attention.pages;
@@ -326,6 +462,13 @@ void cuda_graph::prepare_few() {
             d.scores = (float *) scores_.at(op.scores_at);
             d.lse    = (float *) scores_.at(op.lse_at);
             d.score_stride = op.score_stride;
+        }
+        if (op.rotary >= 0 && !turned[(size_t) op.rotary]) {
+            const rotary & r = rotaries_[(size_t) op.rotary];
+            turned[(size_t) op.rotary] = true;
+            d.rotary       = r.params;
+            d.rotary.table = (float *) turns_.at(r.table_at);
+            d.rotary.pos   = (const int32_t *) (store_->step() + r.pos_at);
         }
         layers.push_back(d);
     }
@@ -388,6 +531,19 @@ void cuda_graph::launch_few(operation & op) {
         p.slot     = (const int32_t *) (store_->step() + op.slots_at);
         p.token    = (const token_label *) (store_->step() + op.tokens_at);
         p.n_append = op.n_append;
+    }
+    if (op.rotary >= 0) {
+        const rotary & r     = rotaries_[(size_t) op.rotary];
+        const auto *   table = (const float *) turns_.at(r.table_at);
+        p.halves = r.params.halves;
+        if (op.rope_q) {
+            p.turn_q = table;
+            p.a.q    = (const char *) op.rope_q->src[0]->data;
+        }
+        if (op.rope_k) {
+            p.turn_k = table;
+            p.k      = (const char *) op.rope_k->src[0]->data;
+        }
     }
     p.by_group = reciprocal(p.group);
     p.stages   = op.shape.stages;
@@ -471,8 +627,9 @@ void cuda_graph::launch(operation & op) {
     }
 }
 
-ggml_status cuda_graph::run_segment(ggml_cgraph * graph, int first, int last, int index, bool capture) {
-    if (std::all_of(graph->nodes + first, graph->nodes + last, is_view)) {
+ggml_status cuda_graph::run_segment(ggml_cgraph * graph, size_t index, bool capture) {
+    std::vector<ggml_tensor *> & computed = segments_nodes_[index];
+    if (std::all_of(computed.begin(), computed.end(), is_view)) {
         return GGML_STATUS_SUCCESS;
     }
     ggml_cgraph segment = *graph;
@@ -494,15 +651,16 @@ ggml_status cuda_graph::run_segment(ggml_cgraph * graph, int first, int last, in
         captured_nodes_.emplace_back();
         std::vector<ggml_tensor *> & nodes = captured_nodes_.back();
         nodes.push_back(&key);
-        nodes.insert(nodes.end(), graph->nodes + first, graph->nodes + last);
+        nodes.insert(nodes.end(), computed.begin(), computed.end());
         segment.nodes   = nodes.data();
         segment.n_nodes = (int) nodes.size();
         segment.uid     = 0;
     } else {
-        segment.nodes   = graph->nodes + first;
-        segment.n_nodes = last - first;
-        // without one of its own ggml-cuda would compare every node at every call
-        segment.uid = graph->uid == 0 ? 0 : ((uint64_t) 1 << 62) + graph->uid * 4096 + (uint64_t) index;
+        segment.nodes   = computed.data();
+        segment.n_nodes = (int) computed.size();
+        // Without one of its own ggml-cuda would compare every node at every call. It counts on as many nodes as it has seen under it, and
+        // the same graph has others with the statistic and without.
+        segment.uid = graph->uid == 0 ? 0 : ((uint64_t) 1 << 62) + described_ * 4096 + (uint64_t) index;
     }
     return inner_->iface.graph_compute(inner_, &segment);
 }
@@ -524,10 +682,10 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
     if (few && !capture) {
         launch_plan(); // while ggml computes up to the first attention
     }
-    int first = 0, index = 0;
+    size_t index = 0;
     for (operation & op : operations_) {
         const bool        done   = begun_ && index == 0;
-        const ggml_status status = done ? GGML_STATUS_SUCCESS : run_segment(graph, first, op.first, index, capture);
+        const ggml_status status = done ? GGML_STATUS_SUCCESS : run_segment(graph, index, capture);
         index++;
         if (status != GGML_STATUS_SUCCESS) {
             return status;
@@ -541,9 +699,8 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
         if (scored(op) && op.mask_stays) { // while ggml goes on
             launch_statistic(op);
         }
-        first = op.last + 1;
     }
-    const ggml_status status = run_segment(graph, first, graph->n_nodes, index, capture);
+    const ggml_status status = run_segment(graph, index, capture);
     if (few && tracking_) {
         uint32_t heads = 0;
         for (const operation & o : operations_) {
@@ -615,8 +772,8 @@ void cuda_graph::settle_addresses() {
 }
 
 ggml_status cuda_graph::begin(ggml_cgraph * graph) {
-    begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0];
-    return begun_ ? run_segment(graph, 0, operations_.front().first, 0, false) : GGML_STATUS_SUCCESS;
+    begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0] && operations_.front().l->cache->statistic_on == statistic_;
+    return begun_ ? run_segment(graph, 0, false) : GGML_STATUS_SUCCESS;
 }
 
 ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host) {
@@ -632,7 +789,7 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
     for (seen_mask & mask : masks_) {
         read(mask, host);
     }
-    fill_step();
+    fill_step(host);
     store_->flush();
     store_->put_step(step_);
     const bool few = operations_.front().shape.kernel[0] != 0;
@@ -668,11 +825,19 @@ void cuda_graph::optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_param
         if (node->op != GGML_OP_FLASH_ATTN_EXT || !side_of(node->src[1])) {
             continue;
         }
+        const bool few       = node->src[0]->ne[1] <= FEW_TOKENS;
+        const auto keep_rope = [&](const ggml_tensor * x) {
+            if (const ggml_tensor * rope = few ? rope_behind(x) : nullptr) {
+                params->add_alloc_dep(params->user_data, const_cast<ggml_tensor *>(root_of(rope->src[0])), node);
+            }
+        };
+        keep_rope(node->src[0]);
         const layer * l = side_of(node->src[1])->owner;
         for (int j = i - 1; j >= 0 && (is_view(graph->nodes[j]) || graph->nodes[j]->op == GGML_OP_SET_ROWS); j--) {
             ggml_tensor * written = graph->nodes[j];
             if (written->op == GGML_OP_SET_ROWS && side_of(written) && side_of(written)->owner == l) {
                 params->add_alloc_dep(params->user_data, const_cast<ggml_tensor *>(root_of(written->src[0])), node);
+                keep_rope(written->src[0]);
             }
         }
     }

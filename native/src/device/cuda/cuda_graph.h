@@ -54,6 +54,8 @@ private:
         cuda_rows *   rows = nullptr;
         int32_t       first_stream = 0, n_append = 0;
         bool          fused = false;  // the decode kernel appends
+        ggml_tensor * rope_q = nullptr, * rope_k = nullptr; // left out, as the decode kernel turns what they would
+        int32_t       rotary = -1;    // of rotaries_, theirs
         decode_shape  shape{};        // kernel "": many queries
         attention_params attention{};
         size_t        tokens_at = 0, slots_at = 0, pos_at = 0, open_at = 0; // in the step
@@ -61,6 +63,12 @@ private:
         bool          mask_stays = true; // a later operation has the same one, or there is none
         size_t        segments_at = 0, scores_at = 0, lse_at = 0;
         int64_t       score_stride = 0;
+    };
+    // cosines and sines of the batch's tokens
+    struct rotary {
+        const ggml_tensor * rope;     // the first of those that have these
+        rotary_params       params;   // without addresses that change
+        size_t              pos_at, table_at; // in the step, in turns_
     };
     // where a placement stands in the step
     struct placed_tokens {
@@ -83,12 +91,15 @@ private:
     std::deque<operation>  operations_;
     std::vector<placed_tokens> placed_;
     std::vector<seen_mask> masks_;
+    std::vector<rotary>    rotaries_;
+    std::vector<std::vector<ggml_tensor *>> segments_nodes_; // what ggml computes before each operation, and after the last
     std::vector<char>      step_;            // uploaded before the graph runs
     size_t                 track_at_ = 0;
     bool                   tracking_ = false, statistic_ = false;
 
     bool       begun_ = false;                // the first segment of this graph is on its way
     uint64_t   uid_ = 0;                      // of the graph that operations_ and masks_ describe
+    uint64_t   described_ = 0;                // graphs so far
     uint64_t   settled_addresses_ = 0;        // those that operations_ were given
     uint64_t   captured_uid_ = 0, captured_addresses_ = 0, refused_uid_ = 0;
     graph_exec ready_ = nullptr;              // the graph captured_uid_, unless that is 0
@@ -98,20 +109,22 @@ private:
 
     std::vector<char> plan_;                 // decode_layer of the layers, as on the device
     std::map<const layer *, int64_t> score_strides_;
-    device_buffer     plan_memory_, segments_, exchange_, epoch_, scores_, partial_, arrived_, lse_, views_, statistic_memory_;
+    device_buffer     plan_memory_, segments_, exchange_, epoch_, scores_, turns_, partial_, arrived_, lse_, views_, statistic_memory_;
 
     void find_operations(ggml_cgraph * graph, const std::vector<found_node> & found);
     void describe(operation & op);
     void describe(ggml_cgraph * graph, const std::vector<found_node> & found);
+    void find_ropes(const ggml_cgraph * graph);
+    bool share_rotary(operation & op, const ggml_tensor * rope);
     static void read(seen_mask & mask, const inputs & host);
-    void fill_step();
+    void fill_step(const inputs & host);
     size_t add(size_t bytes);                // room in the step
     bool grow(device_buffer & buffer, size_t bytes, bool zero = false);
     void settle_addresses();
     void prepare_few();
     void prepare_many();
     ggml_status run(ggml_cgraph * graph, bool capture);
-    ggml_status run_segment(ggml_cgraph * graph, int first, int last, int index, bool capture);
+    ggml_status run_segment(ggml_cgraph * graph, size_t index, bool capture);
     bool capture(ggml_cgraph * graph);
     void drop_capture();
     bool make_ready(cuda::graph recorded);
