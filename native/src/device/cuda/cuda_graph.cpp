@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
-#include <map>
+#include <set>
 
 namespace kvasir::cuda {
 
@@ -201,7 +201,7 @@ void cuda_graph::describe(ggml_cgraph * graph, const std::vector<found_node> & f
 // Which ROPEs the decode kernel does in place of ggml: those that nothing but the attention and its append reads, while their source is still
 // there when these run.
 void cuda_graph::find_ropes(const ggml_cgraph * graph) {
-    std::map<const ggml_tensor *, int> index; // of the ROPEs that may be left out
+    std::set<const ggml_tensor *> alone; // the ROPEs that may be left out
     int begin = 0;
     for (operation & op : operations_) {
         const int64_t n_tokens = (int64_t) op.attention.n_tokens * op.attention.n_stream;
@@ -224,24 +224,24 @@ void cuda_graph::find_ropes(const ggml_cgraph * graph) {
                 *r = nullptr;
             }
             if (*r) {
-                index[*r] = (int) (found - graph->nodes);
+                alone.insert(*r);
             }
         }
         begin = op.last + 1;
     }
-    for (int i = 0; i < graph->n_nodes && !index.empty(); i++) {
+    for (int i = 0; i < graph->n_nodes && !alone.empty(); i++) {
         const ggml_tensor * t = graph->nodes[i];
         for (const ggml_tensor * source : t->src) {
             ggml_tensor * rope = is_view(t) ? nullptr : rope_behind(source);
             const auto ours = [&](const operation & op) { return (rope == op.rope_q && t == op.node) || (rope == op.rope_k && t == op.k); };
-            if (rope && index.count(rope) && std::none_of(operations_.begin(), operations_.end(), ours)) {
-                index.erase(rope);
+            if (rope && alone.count(rope) && std::none_of(operations_.begin(), operations_.end(), ours)) {
+                alone.erase(rope);
             }
         }
     }
     for (operation & op : operations_) {
         for (ggml_tensor ** r : {&op.rope_q, &op.rope_k}) {
-            if (*r && (!index.count(*r) || !share_rotary(op, *r))) {
+            if (*r && (!alone.count(*r) || !share_rotary(op, *r))) {
                 *r = nullptr;
             }
         }
