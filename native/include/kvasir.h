@@ -87,6 +87,29 @@ KVASIR_API void kvasir_context_free(struct llama_context * context, struct kvasi
 // llama_decode behind the wall; *result is llama_decode's own return value (0 ok, 1 no room, 2 aborted, < 0 error)
 KVASIR_API enum kvasir_status kvasir_decode(struct llama_context * context, const struct llama_batch * batch, int32_t * result) KVASIR_NOEXCEPT;
 
+/* ---- text and tokens ---- */
+
+struct llama_vocab;
+struct kvasir_tokenizer; // of one vocabulary; any thread may use it
+
+// The vocabulary's model must outlive the tokenizer.
+KVASIR_API enum kvasir_status kvasir_tokenizer_new(const struct llama_vocab * vocab, struct kvasir_tokenizer ** tokenizer) KVASIR_NOEXCEPT;
+KVASIR_API void kvasir_tokenizer_free(struct kvasir_tokenizer * tokenizer) KVASIR_NOEXCEPT;
+
+// llama_tokenize of length bytes, zeros among them too, on a stack that is deep enough for them: llama.cpp matches most
+// pre-tokenisers by a recursion. *n_tokens receives the number of all tokens; when it is larger than capacity, tokens holds the
+// first ones: call again with more room. KVASIR_INVALID_ARGUMENT: the text is too long, or too long without a break for
+// the model's pre-tokeniser. KVASIR_UNSUPPORTED or KVASIR_FAILED: the vocabulary has no tokens for it.
+KVASIR_API enum kvasir_status kvasir_tokenize(struct kvasir_tokenizer * tokenizer, const char * text, size_t length, int32_t add_special,
+        int32_t parse_special, int32_t * tokens, size_t capacity, size_t * n_tokens) KVASIR_NOEXCEPT;
+// llama_detokenize, special tokens as text. *length receives the bytes of the whole text, without a terminating zero; when it is
+// larger than size, what is in buffer is not the text: call again with a larger one.
+KVASIR_API enum kvasir_status kvasir_detokenize(const struct kvasir_tokenizer * tokenizer, const int32_t * tokens, size_t n_tokens, char * buffer, size_t size,
+        size_t * length) KVASIR_NOEXCEPT;
+// the bytes of one token, of a special one too; *length and size as of kvasir_detokenize
+KVASIR_API enum kvasir_status kvasir_token_piece(const struct kvasir_tokenizer * tokenizer, int32_t token, char * buffer, size_t size,
+        size_t * length) KVASIR_NOEXCEPT;
+
 /* ---- chat templates ---- */
 
 struct kvasir_chat_message {

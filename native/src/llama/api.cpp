@@ -2,6 +2,7 @@
 
 #include "../error.h"
 #include "../platform/library.h"
+#include "assertion.h"
 
 #include <atomic>
 #include <cstring>
@@ -92,6 +93,7 @@ static api resolve() {
     a.type_traits_cpu = (decltype(a.type_traits_cpu)) find_symbol_beside((void *) a.cpu->iface.get_name, "ggml_get_type_traits_cpu");
     require(a.type_traits_cpu, "ggml_get_type_traits_cpu");
     check_structs(a);
+    assertions_install(a);
     return a;
 }
 

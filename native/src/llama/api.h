@@ -14,6 +14,7 @@ namespace kvasir {
 
 #define KVASIR_GGML_FUNCTIONS(X)    \
     X(ggml_version)                 \
+    X(ggml_set_abort_callback)      \
     X(ggml_init)                    \
     X(ggml_free)                    \
     X(ggml_reset)                   \
@@ -64,7 +65,12 @@ namespace kvasir {
     X(llama_init_from_model)         \
     X(llama_free)                    \
     X(llama_decode)                  \
-    X(llama_attach_threadpool)
+    X(llama_attach_threadpool)       \
+    X(llama_vocab_type)              \
+    X(llama_vocab_n_tokens)          \
+    X(llama_tokenize)                \
+    X(llama_detokenize)              \
+    X(llama_token_to_piece)
 
 struct api {
 #define X(name) decltype(&::name) name;

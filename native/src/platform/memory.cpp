@@ -38,6 +38,11 @@ void memory_unmap(void * address, size_t) {
     VirtualFree(address, 0, MEM_RELEASE);
 }
 
+bool memory_protect(void * address, size_t size) {
+    DWORD before;
+    return VirtualProtect(address, size, PAGE_NOACCESS, &before) != 0;
+}
+
 static void release_pages(void * begin, size_t size) {
     // decommit and commit again: the pages go and come back as zeros
     if (VirtualFree(begin, size, MEM_DECOMMIT)) {
@@ -78,6 +83,10 @@ void * memory_reserve_inaccessible(size_t size) {
 
 void memory_unmap(void * address, size_t size) {
     munmap(address, size);
+}
+
+bool memory_protect(void * address, size_t size) {
+    return mprotect(address, size, PROT_NONE) == 0;
 }
 
 static void release_pages(void * begin, size_t size) {

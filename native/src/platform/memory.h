@@ -16,6 +16,9 @@ void * memory_reserve_inaccessible(size_t size);
 
 void memory_unmap(void * address, size_t size);
 
+// Whole pages that must not be touched any more: the end of a stack. False when the system refuses.
+bool memory_protect(void * address, size_t size);
+
 // Gives the whole pages inside [begin, end) back; they read as zero afterwards.
 void memory_release(void * begin, void * end);
 

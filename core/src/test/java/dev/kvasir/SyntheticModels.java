@@ -9,7 +9,6 @@ import java.util.Random;
  * comparisons that quantised weights would blur.
  */
 public final class SyntheticModels {
-  private static final int VOCABULARY = 3 + 256 + 64;
   private static final int EMBEDDING = 128;
   private static final int HEADS = 4;
   private static final int KV_HEADS = 2;
@@ -21,6 +20,10 @@ public final class SyntheticModels {
   private final String architecture;
 
   private SyntheticModels(String architecture, int layers) {
+    this(architecture, layers, SyntheticVocabulary.sentencePiece());
+  }
+
+  private SyntheticModels(String architecture, int layers, SyntheticVocabulary vocabulary) {
     this.architecture = architecture;
     file.put("general.architecture", architecture);
     file.put("general.name", "synthetic");
@@ -28,15 +31,20 @@ public final class SyntheticModels {
     put("context_length", 2048);
     put("embedding_length", EMBEDDING);
     file.put(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
-    vocabulary();
-    tensor("token_embd.weight", 1, EMBEDDING, VOCABULARY);
-    tensor("output.weight", 0.3, EMBEDDING, VOCABULARY);
+    vocabulary.write(file);
+    tensor("token_embd.weight", 1, EMBEDDING, vocabulary.size());
+    tensor("output.weight", 0.3, EMBEDDING, vocabulary.size());
     ones("output_norm.weight", EMBEDDING);
   }
 
   /** A llama with grouped queries; its attention is peaked enough to be worth profiling. */
   public static Path llama(Path file, int layers) {
-    SyntheticModels model = new SyntheticModels("llama", layers);
+    return llama(file, layers, SyntheticVocabulary.sentencePiece());
+  }
+
+  /** The same with another vocabulary. */
+  public static Path llama(Path file, int layers, SyntheticVocabulary vocabulary) {
+    SyntheticModels model = new SyntheticModels("llama", layers, vocabulary);
     model.attentionHeader();
     for (int layer = 0; layer < layers; layer++) {
       model.attentionLayer(layer);
@@ -107,34 +115,6 @@ public final class SyntheticModels {
     tensor(prefix + "ffn_gate.weight", 0.05, EMBEDDING, FEED_FORWARD);
     tensor(prefix + "ffn_up.weight", 0.05, EMBEDDING, FEED_FORWARD);
     tensor(prefix + "ffn_down.weight", 0.05, FEED_FORWARD, EMBEDDING);
-  }
-
-  /** A byte vocabulary of the SentencePiece kind, with a few words. */
-  private void vocabulary() {
-    String[] tokens = new String[VOCABULARY];
-    float[] scores = new float[VOCABULARY];
-    int[] types = new int[VOCABULARY];
-    String[] control = {"<unk>", "<s>", "</s>"};
-    for (int i = 0; i < VOCABULARY; i++) {
-      if (i < 3) {
-        tokens[i] = control[i];
-        types[i] = i == 0 ? 2 : 3;
-      } else if (i < 259) {
-        tokens[i] = "<0x%02X>".formatted(i - 3);
-        types[i] = 6;
-      } else {
-        tokens[i] = "\u2581w" + (i - 259);
-        types[i] = 1;
-        scores[i] = -i;
-      }
-    }
-    file.put("tokenizer.ggml.model", "llama");
-    file.put("tokenizer.ggml.tokens", tokens);
-    file.put("tokenizer.ggml.scores", scores);
-    file.put("tokenizer.ggml.token_type", types);
-    file.put("tokenizer.ggml.bos_token_id", 1);
-    file.put("tokenizer.ggml.eos_token_id", 2);
-    file.put("tokenizer.ggml.unknown_token_id", 0);
   }
 
   private void put(String key, int value) {

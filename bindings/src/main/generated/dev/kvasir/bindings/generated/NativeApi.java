@@ -16405,6 +16405,307 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_tokenizer_new {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_tokenizer_new");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenizer_new(const struct llama_vocab *vocab, struct kvasir_tokenizer **tokenizer)
+     * }
+     */
+    public static FunctionDescriptor kvasir_tokenizer_new$descriptor() {
+        return kvasir_tokenizer_new.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenizer_new(const struct llama_vocab *vocab, struct kvasir_tokenizer **tokenizer)
+     * }
+     */
+    public static MethodHandle kvasir_tokenizer_new$handle() {
+        return kvasir_tokenizer_new.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenizer_new(const struct llama_vocab *vocab, struct kvasir_tokenizer **tokenizer)
+     * }
+     */
+    public static MemorySegment kvasir_tokenizer_new$address() {
+        return kvasir_tokenizer_new.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenizer_new(const struct llama_vocab *vocab, struct kvasir_tokenizer **tokenizer)
+     * }
+     */
+    public static int kvasir_tokenizer_new(MemorySegment vocab, MemorySegment tokenizer) {
+        var mh$ = kvasir_tokenizer_new.HANDLE;
+        try {
+            return (int)mh$.invokeExact(vocab, tokenizer);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_tokenizer_free {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_tokenizer_free");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void kvasir_tokenizer_free(struct kvasir_tokenizer *tokenizer)
+     * }
+     */
+    public static FunctionDescriptor kvasir_tokenizer_free$descriptor() {
+        return kvasir_tokenizer_free.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void kvasir_tokenizer_free(struct kvasir_tokenizer *tokenizer)
+     * }
+     */
+    public static MethodHandle kvasir_tokenizer_free$handle() {
+        return kvasir_tokenizer_free.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void kvasir_tokenizer_free(struct kvasir_tokenizer *tokenizer)
+     * }
+     */
+    public static MemorySegment kvasir_tokenizer_free$address() {
+        return kvasir_tokenizer_free.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void kvasir_tokenizer_free(struct kvasir_tokenizer *tokenizer)
+     * }
+     */
+    public static void kvasir_tokenizer_free(MemorySegment tokenizer) {
+        var mh$ = kvasir_tokenizer_free.HANDLE;
+        try {
+            mh$.invokeExact(tokenizer);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_tokenize {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_tokenize");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenize(struct kvasir_tokenizer *tokenizer, const char *text, size_t length, int32_t add_special, int32_t parse_special, int32_t *tokens, size_t capacity, size_t *n_tokens)
+     * }
+     */
+    public static FunctionDescriptor kvasir_tokenize$descriptor() {
+        return kvasir_tokenize.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenize(struct kvasir_tokenizer *tokenizer, const char *text, size_t length, int32_t add_special, int32_t parse_special, int32_t *tokens, size_t capacity, size_t *n_tokens)
+     * }
+     */
+    public static MethodHandle kvasir_tokenize$handle() {
+        return kvasir_tokenize.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenize(struct kvasir_tokenizer *tokenizer, const char *text, size_t length, int32_t add_special, int32_t parse_special, int32_t *tokens, size_t capacity, size_t *n_tokens)
+     * }
+     */
+    public static MemorySegment kvasir_tokenize$address() {
+        return kvasir_tokenize.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_tokenize(struct kvasir_tokenizer *tokenizer, const char *text, size_t length, int32_t add_special, int32_t parse_special, int32_t *tokens, size_t capacity, size_t *n_tokens)
+     * }
+     */
+    public static int kvasir_tokenize(MemorySegment tokenizer, MemorySegment text, long length, int add_special, int parse_special, MemorySegment tokens, long capacity, MemorySegment n_tokens) {
+        var mh$ = kvasir_tokenize.HANDLE;
+        try {
+            return (int)mh$.invokeExact(tokenizer, text, length, add_special, parse_special, tokens, capacity, n_tokens);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_detokenize {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_detokenize");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_detokenize(const struct kvasir_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static FunctionDescriptor kvasir_detokenize$descriptor() {
+        return kvasir_detokenize.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_detokenize(const struct kvasir_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static MethodHandle kvasir_detokenize$handle() {
+        return kvasir_detokenize.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_detokenize(const struct kvasir_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static MemorySegment kvasir_detokenize$address() {
+        return kvasir_detokenize.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_detokenize(const struct kvasir_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static int kvasir_detokenize(MemorySegment tokenizer, MemorySegment tokens, long n_tokens, MemorySegment buffer, long size, MemorySegment length) {
+        var mh$ = kvasir_detokenize.HANDLE;
+        try {
+            return (int)mh$.invokeExact(tokenizer, tokens, n_tokens, buffer, size, length);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_token_piece {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_token_piece");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_token_piece(const struct kvasir_tokenizer *tokenizer, int32_t token, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static FunctionDescriptor kvasir_token_piece$descriptor() {
+        return kvasir_token_piece.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_token_piece(const struct kvasir_tokenizer *tokenizer, int32_t token, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static MethodHandle kvasir_token_piece$handle() {
+        return kvasir_token_piece.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_token_piece(const struct kvasir_tokenizer *tokenizer, int32_t token, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static MemorySegment kvasir_token_piece$address() {
+        return kvasir_token_piece.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_token_piece(const struct kvasir_tokenizer *tokenizer, int32_t token, char *buffer, size_t size, size_t *length)
+     * }
+     */
+    public static int kvasir_token_piece(MemorySegment tokenizer, int token, MemorySegment buffer, long size, MemorySegment length) {
+        var mh$ = kvasir_token_piece.HANDLE;
+        try {
+            return (int)mh$.invokeExact(tokenizer, token, buffer, size, length);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_chat_has_jinja {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT    );

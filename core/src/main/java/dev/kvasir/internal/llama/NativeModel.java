@@ -52,8 +52,7 @@ public final class NativeModel implements AutoCloseable {
     this.file = file;
     this.placement = placement;
     this.adaptive = adaptive;
-    this.state = new HandleState(() -> NativeApi.llama_model_free(model));
-    this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
+    this.state = new HandleState(this::free);
     MemorySegment template = NativeApi.llama_model_chat_template(model, MemorySegment.NULL);
     this.chatTemplate =
         template.address() == 0 ? null : new ChatTemplate(model, template.getString(0));
@@ -63,6 +62,12 @@ public final class NativeModel implements AutoCloseable {
     this.trainedContext = NativeApi.llama_model_n_ctx_train(model);
     this.layers = NativeApi.llama_model_n_layer(model);
     this.window = NativeApi.llama_model_n_swa(model);
+    this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
+  }
+
+  private void free() {
+    vocabulary.close();
+    NativeApi.llama_model_free(model);
   }
 
   /** Loads a model; see {@link dev.kvasir.Model#load(Path, ModelOptions)}. */

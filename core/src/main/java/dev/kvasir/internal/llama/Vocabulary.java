@@ -1,8 +1,11 @@
 package dev.kvasir.internal.llama;
 
 import dev.kvasir.KvasirException;
+import dev.kvasir.TokenizationException;
+import dev.kvasir.UnsupportedModelException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.internal.policy.TokenKinds;
+import dev.kvasir.internal.text.Utf8;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -14,12 +17,13 @@ import java.util.Arrays;
  * a token costs no native call; splitting text into tokens is llama.cpp's. Any thread may use it
  * while its model lives.
  */
-public final class Vocabulary {
+public final class Vocabulary implements AutoCloseable {
   private static final byte CONTROL = 1;
   private static final byte END_OF_GENERATION = 2;
   private static final byte HIDDEN = 4;
 
   private final MemorySegment vocab;
+  private final MemorySegment tokenizer;
   private final byte[] bytes;
   private final int[] offsets;
   private final byte[] flags;
@@ -29,29 +33,55 @@ public final class Vocabulary {
 
   Vocabulary(MemorySegment vocab) {
     this.vocab = vocab;
+    this.tokenizer = tokenizer(vocab);
     int size = NativeApi.llama_vocab_n_tokens(vocab);
     this.bos = NativeApi.llama_vocab_bos(vocab);
     this.addBos = NativeApi.llama_vocab_get_add_bos(vocab) && bos >= 0;
     this.offsets = new int[size + 1];
     this.flags = new byte[size];
     this.kinds = new byte[size];
-    this.bytes = readEntries(size);
-    classify(size);
+    try {
+      this.bytes = readEntries(size);
+      classify(size);
+    } catch (Throwable e) {
+      close();
+      throw e;
+    }
+  }
+
+  private static MemorySegment tokenizer(MemorySegment vocab) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment result = arena.allocate(NativeApi.C_POINTER);
+      int status = NativeApi.kvasir_tokenizer_new(vocab, result);
+      if (!NativeStatus.ok(status)) {
+        throw new UnsupportedModelException(
+            "The model's vocabulary cannot be used: " + NativeStatus.text(status) + ".");
+      }
+      return result.get(NativeApi.C_POINTER, 0);
+    }
+  }
+
+  /** Frees what splitting text needs, before the model goes. */
+  @Override
+  public void close() {
+    NativeApi.kvasir_tokenizer_free(tokenizer);
   }
 
   private byte[] readEntries(int size) {
     byte[] all = new byte[size * 8];
     int end = 0;
     try (Arena arena = Arena.ofConfined()) {
-      int capacity = 256;
+      long capacity = 256;
       MemorySegment piece = arena.allocate(capacity);
+      MemorySegment needed = arena.allocate(NativeApi.C_LONG);
       for (int token = 0; token < size; token++) {
-        int length = NativeApi.llama_token_to_piece(vocab, token, piece, capacity, 0, true);
-        if (length < 0) {
-          capacity = -length;
+        readEntry(token, piece, needed);
+        if (needed.get(NativeApi.C_LONG, 0) > capacity) {
+          capacity = needed.get(NativeApi.C_LONG, 0);
           piece = arena.allocate(capacity);
-          length = NativeApi.llama_token_to_piece(vocab, token, piece, capacity, 0, true);
+          readEntry(token, piece, needed);
         }
+        int length = Math.toIntExact(needed.get(NativeApi.C_LONG, 0));
         if (end + length > all.length) {
           all = Arrays.copyOf(all, Math.max(end + length, all.length * 2));
         }
@@ -61,6 +91,18 @@ public final class Vocabulary {
       }
     }
     return Arrays.copyOf(all, end);
+  }
+
+  private void readEntry(int token, MemorySegment piece, MemorySegment needed) {
+    int status = NativeApi.kvasir_token_piece(tokenizer, token, piece, piece.byteSize(), needed);
+    if (!NativeStatus.ok(status)) {
+      throw new UnsupportedModelException(
+          "The model's vocabulary has an entry "
+              + token
+              + " that llama.cpp cannot read: "
+              + NativeStatus.text(status)
+              + ".");
+    }
   }
 
   private void classify(int size) {
@@ -166,40 +208,53 @@ public final class Vocabulary {
   }
 
   /**
-   * Splits a text into tokens.
+   * Splits a text into tokens, whatever it holds: zeros, control characters, a surrogate without
+   * its other half, which becomes U+FFFD.
    *
    * @param addSpecial adds the tokens that the model wants at the start and end
    * @param parseSpecial takes the text of a special token for that token
+   * @throws TokenizationException if it is too long, or the vocabulary has no token for a part
    */
   public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
-    byte[] utf8 = text.getBytes(StandardCharsets.UTF_8);
-    if (utf8.length > Integer.MAX_VALUE - 16) {
-      throw new IllegalArgumentException(
-          "The text is too long to be split into tokens: " + utf8.length + " bytes");
-    }
+    byte[] utf8 = Utf8.bytes(text);
     try (Arena arena = Arena.ofConfined()) {
-      MemorySegment source = arena.allocate(Math.max(1, utf8.length));
-      MemorySegment.copy(utf8, 0, source, ValueLayout.JAVA_BYTE, 0, utf8.length);
-      // No vocabulary makes more tokens than bytes, but for those that are added.
-      int capacity = utf8.length / 2 + 16;
-      MemorySegment tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
-      int count =
-          NativeApi.llama_tokenize(
-              vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
-      if (count < 0 && count != Integer.MIN_VALUE) {
-        capacity = -count;
-        tokens = arena.allocate(ValueLayout.JAVA_INT, capacity);
-        count =
-            NativeApi.llama_tokenize(
-                vocab, source, utf8.length, tokens, capacity, addSpecial, parseSpecial);
+      MemorySegment source = arena.allocateFrom(ValueLayout.JAVA_BYTE, utf8);
+      MemorySegment count = arena.allocate(NativeApi.C_LONG);
+      // Hardly a vocabulary makes more tokens than bytes, but for those that are added.
+      MemorySegment tokens = arena.allocate(ValueLayout.JAVA_INT, utf8.length + 16L);
+      split(source, addSpecial, parseSpecial, tokens, count);
+      long found = count.get(NativeApi.C_LONG, 0);
+      if (found * Integer.BYTES > tokens.byteSize()) {
+        tokens = arena.allocate(ValueLayout.JAVA_INT, found);
+        split(source, addSpecial, parseSpecial, tokens, count);
       }
-      if (count < 0) {
-        throw new KvasirException(
-            "llama.cpp could not split a text of " + utf8.length + " bytes into tokens.");
-      }
-      int[] result = new int[count];
-      MemorySegment.copy(tokens, ValueLayout.JAVA_INT, 0, result, 0, count);
-      return result;
+      return tokens.asSlice(0, found * Integer.BYTES).toArray(ValueLayout.JAVA_INT);
+    }
+  }
+
+  private void split(
+      MemorySegment text,
+      boolean addSpecial,
+      boolean parseSpecial,
+      MemorySegment tokens,
+      MemorySegment count) {
+    int status =
+        NativeApi.kvasir_tokenize(
+            tokenizer,
+            text,
+            text.byteSize(),
+            addSpecial ? 1 : 0,
+            parseSpecial ? 1 : 0,
+            tokens,
+            tokens.byteSize() / Integer.BYTES,
+            count);
+    if (!NativeStatus.ok(status)) {
+      throw new TokenizationException(
+          "The text of "
+              + text.byteSize()
+              + " bytes cannot be split into tokens: "
+              + NativeStatus.text(status)
+              + ".");
     }
   }
 
@@ -211,22 +266,31 @@ public final class Vocabulary {
     checkTokens(tokens);
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment source = arena.allocateFrom(ValueLayout.JAVA_INT, tokens);
-      int capacity = tokens.length * 8 + 16;
-      MemorySegment text = arena.allocate(capacity);
-      int length =
-          NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
-      if (length < 0) {
-        capacity = -length;
-        text = arena.allocate(capacity);
-        length =
-            NativeApi.llama_detokenize(vocab, source, tokens.length, text, capacity, false, true);
-      }
-      if (length < 0) {
-        throw new KvasirException(
-            "llama.cpp could not turn " + tokens.length + " tokens into text.");
+      MemorySegment needed = arena.allocate(NativeApi.C_LONG);
+      MemorySegment text = arena.allocate(tokens.length * 8L + 16);
+      join(source, text, needed);
+      long length = needed.get(NativeApi.C_LONG, 0);
+      if (length > text.byteSize()) {
+        text = arena.allocate(length);
+        join(source, text, needed);
+        length = needed.get(NativeApi.C_LONG, 0);
       }
       return new String(
           text.asSlice(0, length).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
+    }
+  }
+
+  private void join(MemorySegment tokens, MemorySegment text, MemorySegment needed) {
+    int status =
+        NativeApi.kvasir_detokenize(
+            tokenizer, tokens, tokens.byteSize() / Integer.BYTES, text, text.byteSize(), needed);
+    if (!NativeStatus.ok(status)) {
+      throw new KvasirException(
+          "llama.cpp could not turn "
+              + tokens.byteSize() / Integer.BYTES
+              + " tokens into text: "
+              + NativeStatus.text(status)
+              + ".");
     }
   }
 

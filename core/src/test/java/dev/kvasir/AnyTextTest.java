@@ -1,0 +1,115 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Whatever a String holds is split into tokens, or refused by one exception. */
+class AnyTextTest {
+  /** A name of each of llama.cpp's pre-tokenisers, and such as have no loop of their own. */
+  private static final String[] PRE_TOKENISERS = {
+    "afmoe",
+    "bailingmoe",
+    "bloom",
+    "chameleon",
+    "chatglm-bpe",
+    "command-r",
+    "dbrx",
+    "deepseek-coder",
+    "deepseek-llm",
+    "deepseek-v3",
+    "default",
+    "exaone",
+    "exaone-moe",
+    "falcon",
+    "gpt-2",
+    "gpt-4o",
+    "gpt3-finnish",
+    "granite-embed-multi-97m",
+    "grok-2",
+    "hunyuan",
+    "hunyuan-dense",
+    "hy_v4",
+    "jais",
+    "jais-2",
+    "joyai-llm",
+    "kimi-k2",
+    "laguna",
+    "llada-moe",
+    "llama-bpe",
+    "llama4",
+    "minerva-7b",
+    "minicpm5",
+    "minimax-m2",
+    "olmo",
+    "poro-chat",
+    "qwen2",
+    "qwen35",
+    "refact",
+    "seed-coder",
+    "smaug-bpe",
+    "smollm",
+    "spark2_5",
+    "stablelm2",
+    "starcoder",
+    "superbpe",
+    "tekken",
+    "tiny_aya",
+    "trillion",
+    "ufakzeka",
+    "viking",
+    "youtu"
+  };
+
+  @TempDir Path directory;
+
+  @Test
+  void longRunsInEveryPreTokeniser() throws Exception {
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 300, Runs.class, directory.toString());
+    assertEquals(0, child.exitValue(), child.output());
+    assertTrue(child.output().contains("all done"), child.output());
+    try (Stream<Path> files = Files.list(directory)) {
+      assertTrue(
+          files.noneMatch(file -> file.getFileName().toString().startsWith("hs_err")),
+          child.output());
+    }
+  }
+
+  /** Splits runs of characters of every kind, on a thread with little stack. */
+  static final class Runs {
+    private static final int LENGTH = 12_000;
+
+    private Runs() {}
+
+    public static void main(String[] arguments) throws InterruptedException {
+      Thread thread = new Thread(null, () -> run(Path.of(arguments[0])), "little stack", 512 << 10);
+      thread.start();
+      thread.join();
+    }
+
+    private static void run(Path directory) {
+      for (String preTokeniser : PRE_TOKENISERS) {
+        Path file =
+            SyntheticModels.llama(
+                directory.resolve("model.gguf"), 1, SyntheticVocabulary.bytePairs(preTokeniser));
+        try (Model model = Model.load(file)) {
+          for (String unit :
+              new String[] {"a", "A", "=", "\n", "\u0E01", "\u4E2D", "\u00E9", "a ", "!\n/"}) {
+            String text = unit.repeat(LENGTH / unit.length());
+            int[] tokens = model.tokenize(text, false, false);
+            if (!model.detokenize(tokens).equals(text)) {
+              throw new AssertionError(preTokeniser + ": other text came back of " + unit);
+            }
+          }
+        }
+      }
+      System.out.println("all done");
+    }
+  }
+}

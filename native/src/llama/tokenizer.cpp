@@ -1,0 +1,252 @@
+#include "tokenizer.h"
+
+#include "../error.h"
+#include "../platform/thread.h"
+#include "assertion.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+namespace kvasir {
+
+namespace {
+
+// A text of this many bytes takes so little stack that any thread has it.
+constexpr size_t SHORT = 64;
+
+// llama.cpp needs up to some hundred bytes of memory for each byte of a text, and no context takes as many tokens.
+constexpr size_t MAX_BYTES = (size_t) 64 << 20;
+
+// What a thread may use of its stack, which is as much memory for the time of the call.
+constexpr size_t MAX_STACK = (size_t) 1 << 30;
+
+// What a thread uses beside the matching, also when it logs.
+constexpr size_t BASE_STACK = (size_t) 512 << 10;
+
+constexpr size_t PROBE_CHARACTERS = 128;
+constexpr size_t PROBE_STACK      = (size_t) 2 << 20;
+
+// Frames of a recursion take more for each character; less is a buffer here and there.
+constexpr size_t LEAST_BYTES_PER_CHARACTER = 64;
+
+// Of systems that do not tell how much was used.
+constexpr size_t ASSUMED_BYTES_PER_CHARACTER = 4096;
+
+enum kind { SPACE, LINE, DIGIT, LETTER, SIGN, BEYOND_ASCII };
+
+// some of each kind that pre-tokenisers tell apart
+const std::vector<std::vector<const char *>> & samples() {
+    static const std::vector<std::vector<const char *>> s = {
+        {" ", "\t"},
+        {"\n", "\r"},
+        {"1"},
+        {"a", "A"},
+        {"=", "/", "'"},
+        {"\xE4\xB8\xAD" /* a Han letter */, "\xE0\xB8\x81" /* a Thai letter */, "\xC3\xA9" /* e acute */, "\xCC\x81" /* combining acute */,
+         "\xE3\x80\x80" /* ideographic space */, "\xD9\xA1" /* an Arabic digit */, "\xE2\x80\x9C" /* a quotation mark */, "\xF0\x9F\x98\x80" /* an emoji */},
+    };
+    return s;
+}
+
+kind kind_of(unsigned char byte) {
+    if (byte >= 0x80) {
+        return BEYOND_ASCII;
+    }
+    if (byte == '\n' || byte == '\r') {
+        return LINE;
+    }
+    if (byte == ' ' || byte == '\t' || byte == '\v' || byte == '\f') {
+        return SPACE;
+    }
+    if (byte >= '0' && byte <= '9') {
+        return DIGIT;
+    }
+    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ? LETTER : SIGN;
+}
+
+bool continues_character(unsigned char byte) { return (byte & 0xC0) == 0x80; }
+
+size_t tokenize_on(const llama_vocab * vocab, std::string_view text, bool add_special, bool parse_special, std::vector<llama_token> & tokens) {
+    const assertions_throw no_abort;
+    const auto run = [&] {
+        return llama().llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), add_special, parse_special);
+    };
+    int32_t n = run();
+    if (n < 0 && n != std::numeric_limits<int32_t>::min()) {
+        tokens.resize((size_t) -(int64_t) n);
+        n = run();
+    }
+    if (n < 0) {
+        throw error(KVASIR_FAILED, format("llama.cpp could not split a text of %zu bytes into tokens", text.size()));
+    }
+    return (size_t) n;
+}
+
+std::string repeated(const char * left, const char * right) {
+    std::string text;
+    for (size_t i = 0; i < PROBE_CHARACTERS; i++) {
+        text += i % 2 == 0 ? left : right;
+    }
+    return text;
+}
+
+size_t used_for(const llama_vocab * vocab, const std::string & text) {
+    std::vector<llama_token> tokens(text.size());
+    return measure_stack(PROBE_STACK, [&] {
+        try {
+            tokenize_on(vocab, text, false, false, tokens);
+        } catch (const std::exception &) {
+            // the vocabulary has no token for a part of it; it was split into words before that
+        }
+    });
+}
+
+// by how much the stack is deeper for each character than for a single one; 0: no recursion
+size_t deeper(const llama_vocab * vocab, const std::string & text, size_t base) {
+    const size_t used = used_for(vocab, text);
+    const size_t each = used > base ? (used - base) / PROBE_CHARACTERS : 0;
+    return each < LEAST_BYTES_PER_CHARACTER ? 0 : each + 1;
+}
+
+} // namespace
+
+void match_depth::measure(const llama_vocab * vocab) {
+    if (llama().llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_BPE) {
+        return; // the others walk over the text
+    }
+    base = used_for(vocab, "a");
+    if (base == 0) {
+        bytes_per_character = ASSUMED_BYTES_PER_CHARACTER;
+        return;
+    }
+    std::string everything;
+    for (const auto & kind : samples()) {
+        for (const char * sample : kind) {
+            everything += repeated(sample, sample);
+        }
+    }
+    if (deeper(vocab, everything, base) == 0) {
+        return;
+    }
+    for (const auto & kind : samples()) {
+        for (const char * sample : kind) {
+            bytes_per_character = std::max(bytes_per_character, deeper(vocab, repeated(sample, sample), base));
+        }
+    }
+}
+
+void match_depth::measure_joins(const llama_vocab * vocab) {
+    for (size_t left = 0; left < N_KINDS; left++) {
+        joins[left][left] = true;
+        for (size_t right = left + 1; right < N_KINDS; right++) {
+            bool joined = base == 0; // when nothing can be measured
+            for (const char * l : samples()[left]) {
+                for (const char * r : samples()[right]) {
+                    joined = joined || deeper(vocab, repeated(l, r), base) > 0;
+                }
+            }
+            joins[left][right] = joins[right][left] = joined;
+        }
+    }
+}
+
+// the most characters that one match can have
+size_t match_depth::longest_match(std::string_view text) const {
+    // A match may begin with the last characters of the run before, and end with the first of the run behind.
+    size_t longest = 0, run = 0, before = 0, before_that = 0;
+    int    last = -1;
+    for (const char c : text) {
+        const auto byte = (unsigned char) c;
+        if (continues_character(byte)) {
+            continue;
+        }
+        const int kind = kind_of(byte);
+        if (last >= 0 && !joins[(size_t) last][(size_t) kind]) {
+            longest     = std::max(longest, before_that + before + run);
+            before_that = before;
+            before      = run;
+            run         = 0;
+        }
+        run++;
+        last = kind;
+    }
+    return std::max(longest, before_that + before + run);
+}
+
+size_t match_depth::stack_for(const llama_vocab * vocab, std::string_view text) {
+    if (text.size() <= SHORT) {
+        return 0;
+    }
+    std::call_once(measured, [&] { measure(vocab); });
+    if (bytes_per_character == 0) {
+        return 0;
+    }
+    const size_t each    = bytes_per_character + bytes_per_character / 4;
+    const size_t most    = MAX_STACK / each;
+    size_t       longest = text.size() - (size_t) std::count_if(text.begin(), text.end(), [](char c) { return continues_character((unsigned char) c); });
+    if (longest > most) {
+        std::call_once(measured_joins, [&] { measure_joins(vocab); });
+        longest = longest_match(text);
+        if (longest > most) {
+            throw error(KVASIR_INVALID_ARGUMENT, format("%zu characters of it follow each other without a break, more than the %zu that the pre-tokeniser of "
+                                                        "this model can match", longest, most));
+        }
+    }
+    return longest * each + BASE_STACK;
+}
+
+} // namespace kvasir
+
+using namespace kvasir;
+
+kvasir_tokenizer::kvasir_tokenizer(const llama_vocab * vocab) : vocab(vocab), n_vocab(llama().llama_vocab_n_tokens(vocab)) {
+    if (llama().llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw error(KVASIR_UNSUPPORTED, "the model has no vocabulary");
+    }
+}
+
+void kvasir_tokenizer::check(llama_token token) const {
+    if (token < 0 || token >= n_vocab) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("the vocabulary has no token %d", token));
+    }
+}
+
+std::vector<llama_token> kvasir_tokenizer::tokenize(std::string_view text, bool add_special, bool parse_special) {
+    if (text.size() > MAX_BYTES) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("it has %zu bytes, more than the %zu that are split at once", text.size(), MAX_BYTES));
+    }
+    // hardly a vocabulary makes more tokens than bytes, but for those that are added
+    std::vector<llama_token> tokens(text.size() + 16);
+    size_t                   n     = 0;
+    const size_t             stack = depth.stack_for(vocab, text);
+    const auto               split = [&] { n = tokenize_on(vocab, text, add_special, parse_special, tokens); };
+    if (stack == 0) {
+        split();
+    } else {
+        run_on_stack(stack, split);
+    }
+    tokens.resize(n);
+    for (const llama_token token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw error(KVASIR_UNSUPPORTED, "the vocabulary has no token for a part of it, and none for what is unknown");
+        }
+    }
+    return tokens;
+}
+
+size_t kvasir_tokenizer::detokenize(const llama_token * tokens, size_t n_tokens, char * buffer, size_t size) const {
+    for (size_t i = 0; i < n_tokens; i++) {
+        check(tokens[i]);
+    }
+    const assertions_throw no_abort;
+    const int32_t n = llama().llama_detokenize(vocab, tokens, (int32_t) n_tokens, buffer, (int32_t) std::min<size_t>(size, INT32_MAX), false, true);
+    return (size_t) std::abs((int64_t) n);
+}
+
+size_t kvasir_tokenizer::piece(llama_token token, char * buffer, size_t size) const {
+    check(token);
+    const assertions_throw no_abort;
+    const int32_t n = llama().llama_token_to_piece(vocab, token, buffer, (int32_t) std::min<size_t>(size, INT32_MAX), 0, true);
+    return (size_t) std::abs((int64_t) n);
+}
