@@ -79,6 +79,8 @@ KVASIR_API enum kvasir_status kvasir_model_load(const char * path, const struct 
 // llama_init_from_model behind the same wall. With cache != NULL the context must keep its whole KV cache in the store:
 // otherwise the context is freed again and KVASIR_NOT_INTERCEPTED or KVASIR_UNSUPPORTED names the layer or the operation.
 // cache == NULL: a plain llama.cpp context.
+// n_threads and n_threads_batch are most: no more compute than there are processors, and decode steps over the CPU's kernels take fewer
+// while other processes want the processors, with the same results.
 KVASIR_API enum kvasir_status kvasir_context_new(struct llama_model * model, const struct llama_context_params * params,
         enum kvasir_attention attention, struct llama_context ** context, struct kvasir_cache ** cache) KVASIR_NOEXCEPT;
 // frees the context and then its cache (which may be NULL)
@@ -257,6 +259,7 @@ struct kvasir_timings {
     int64_t append_ns;     // in SET_ROWS into the store, likewise
     int64_t prepare_ns;    // on the calling thread, before the graph runs
     int64_t captures;      // CUDA graphs recorded: a decode graph's second run, and again when addresses have changed
+    int64_t threads;       // that computed the CPU's part of the last kvasir_decode; not reset
 };
 
 KVASIR_API enum kvasir_status kvasir_cache_timings(struct kvasir_cache * cache, struct kvasir_timings * timings, int32_t reset) KVASIR_NOEXCEPT;

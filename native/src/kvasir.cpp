@@ -2,13 +2,14 @@
 #include "kvasir.h"
 
 #include "attention/cpu/cpu_attention.h"
-#include "device/backend.h"
+#include "device/compute_threads.h"
 #include "device/construction.h"
 #include "device/cuda/cuda_device.h"
 #include "device/proxy.h"
 #include "error.h"
 #include "llama/api.h"
 #include "llama/chat_template.h"
+#include "platform/processors.h"
 #include "store/cache.h"
 #include "store/cuda_store.h"
 
@@ -28,28 +29,25 @@ void require(bool condition, const char * what) {
     }
 }
 
-// The threads of every context that was made here. ggml would otherwise start new ones for every graph.
-std::mutex                                       threadpools_mutex;
-std::map<const llama_context *, ggml_threadpool_t> threadpools;
+// The threads of every context that was made here.
+std::mutex                                                       threads_mutex;
+std::map<const llama_context *, std::unique_ptr<compute_threads>> threads_of;
 
-ggml_threadpool_t attach_threadpool(llama_context * context, const llama_context_params & params, const construction * made) {
-    const api & a = llama();
-    ggml_threadpool_params tp;
-    a.ggml_threadpool_params_init(&tp, std::max(1, std::max(params.n_threads, params.n_threads_batch)));
-    // Workers spin between two graphs of a token, a few milliseconds: ggml's default spins long enough to take a core from
-    // another context of the process.
-    tp.poll = 1;
-    ggml_threadpool_t pool = a.threadpool_new(&tp);
-    if (!pool) {
-        throw error(KVASIR_OUT_OF_MEMORY, "no threads for the context");
-    }
-    a.llama_attach_threadpool(context, pool, pool);
-    if (made) {
-        for (proxy_backend * backend : made->backends) {
-            proxy_backend_set_threadpool(backend, pool);
-        }
-    }
-    return pool;
+compute_threads * find_threads(const llama_context * context) {
+    std::lock_guard<std::mutex> lock(threads_mutex);
+    auto found = threads_of.find(context);
+    return found == threads_of.end() ? nullptr : found->second.get();
+}
+
+void attach_threads(llama_context * context, const llama_context_params & params, const construction * made) {
+    const bool governed = made && std::any_of(made->cache->layers.begin(), made->cache->layers.end(), [](const auto & l) { return l->device == llama().cpu; }) &&
+                          std::all_of(made->cache->layers.begin(), made->cache->layers.end(), [](const auto & l) {
+                              return l->device != llama().cpu || l->attention == KVASIR_ATTENTION_NATIVE;
+                          });
+    auto threads = std::make_unique<compute_threads>(context, params, made ? made->backends : std::vector<proxy_backend *>(),
+                                                     made ? made->cache : nullptr, governed);
+    std::lock_guard<std::mutex> lock(threads_mutex);
+    threads_of[context] = std::move(threads);
 }
 
 void require_intercepted(const construction & made) {
@@ -205,6 +203,10 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
             store->attention = attention;
             made             = std::make_unique<construction>(store.get());
         }
+        // more threads than processors wait for each other
+        llama_context_params with_usable_threads = *params;
+        with_usable_threads.n_threads            = std::min(params->n_threads, usable_processors());
+        with_usable_threads.n_threads_batch      = std::min(params->n_threads_batch, usable_processors());
         struct context_owner {
             llama_context * context;
             ~context_owner() {
@@ -212,7 +214,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
                     llama().llama_free(context);
                 }
             }
-        } owner{a.llama_init_from_model(model, *params)};
+        } owner{a.llama_init_from_model(model, with_usable_threads)};
         if (!owner.context) {
             throw error(KVASIR_FAILED, made && !made->unsupported.empty() ? "the adaptive cache has no path for " + made->unsupported
                                                                           : "llama.cpp could not make the context");
@@ -221,11 +223,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
             require_intercepted(*made);
             std::sort(store->layers.begin(), store->layers.end(), [](const auto & x, const auto & y) { return x->il < y->il; });
         }
-        {
-            std::lock_guard<std::mutex> lock(threadpools_mutex);
-            ggml_threadpool_t & pool = threadpools[owner.context];
-            pool = attach_threadpool(owner.context, *params, made.get());
-        }
+        attach_threads(owner.context, with_usable_threads, made.get());
         *context      = owner.context;
         owner.context = nullptr;
         if (cache) {
@@ -238,12 +236,8 @@ void kvasir_context_free(llama_context * context, kvasir_cache * cache) noexcept
     guarded([&] {
         if (context) {
             llama().llama_free(context);
-            std::lock_guard<std::mutex> lock(threadpools_mutex);
-            auto found = threadpools.find(context);
-            if (found != threadpools.end()) {
-                llama().threadpool_free(found->second);
-                threadpools.erase(found);
-            }
+            std::lock_guard<std::mutex> lock(threads_mutex);
+            threads_of.erase(context);
         }
         delete cache;
     });
@@ -253,7 +247,14 @@ kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, 
     return guarded([&] {
         require(context && batch && result, "context, batch or result is NULL");
         last_error().clear();
+        compute_threads * threads = find_threads(context);
+        if (threads) {
+            threads->begin(batch->n_tokens);
+        }
         *result = llama().llama_decode(context, *batch);
+        if (threads) {
+            threads->end();
+        }
         if (*result < 0) { // what went wrong in the backend was left by it, on this thread
             throw last_error().empty() ? error(KVASIR_FAILED, format("llama_decode returned %d", *result)) : error(last_status(), last_error());
         }
@@ -474,7 +475,7 @@ kvasir_status kvasir_cache_timings(kvasir_cache * cache, kvasir_timings * timing
     return guarded([&] {
         require(cache != nullptr, "cache is NULL");
         if (timings) {
-            *timings = {cache->graphs, cache->graph_ns, cache->attention_ns, cache->append_ns, cache->prepare_ns, cache->captures};
+            *timings = {cache->graphs, cache->graph_ns, cache->attention_ns, cache->append_ns, cache->prepare_ns, cache->captures, cache->threads};
         }
         if (reset) {
             cache->graphs = cache->graph_ns = cache->prepare_ns = cache->captures = 0;

@@ -1,5 +1,6 @@
 #include "backend.h"
 
+#include "compute_threads.h"
 #include "construction.h"
 #include "graph.h"
 #include "input_mirror.h"
@@ -14,6 +15,7 @@ namespace kvasir {
 struct proxy_backend {
     ggml_backend_t inner;
     int            n_threads = 1;
+    const compute_threads * threads = nullptr;
     store_graph    graph;
 };
 
@@ -35,7 +37,10 @@ void backend_free(ggml_backend_t backend) {
 
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     ggml_status status = GGML_STATUS_FAILED;
-    const kvasir_status done = guarded([&] { status = self(backend)->graph.compute(inner_of(backend), graph, self(backend)->n_threads); });
+    const kvasir_status done = guarded([&] {
+        proxy_backend & b = *self(backend);
+        status = b.graph.compute(b.inner, graph, b.threads ? b.threads->planned(b.n_threads) : b.n_threads);
+    });
     return done == KVASIR_OK ? status : done == KVASIR_OUT_OF_MEMORY ? GGML_STATUS_ALLOC_FAILED : GGML_STATUS_FAILED;
 }
 
@@ -141,5 +146,7 @@ void proxy_backend_set_threadpool(proxy_backend * backend, ggml_threadpool_t thr
         llama().set_threadpool(backend->inner, threadpool);
     }
 }
+
+void proxy_backend_set_threads(proxy_backend * backend, const compute_threads * threads) { backend->threads = threads; }
 
 } // namespace kvasir

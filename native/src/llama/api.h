@@ -65,6 +65,7 @@ namespace kvasir {
     X(llama_init_from_model)         \
     X(llama_free)                    \
     X(llama_decode)                  \
+    X(llama_set_n_threads)           \
     X(llama_attach_threadpool)       \
     X(llama_vocab_type)              \
     X(llama_vocab_n_tokens)          \

@@ -140,7 +140,7 @@ struct kvasir_cache {
     std::map<int32_t, std::vector<std::vector<float>>> fetched; // by stream, what kvasir_cache_fetch has brought of layers on the host
 
     std::atomic<int64_t> attention_ns{0}, append_ns{0};
-    int64_t graphs = 0, graph_ns = 0, prepare_ns = 0, captures = 0;
+    int64_t graphs = 0, graph_ns = 0, prepare_ns = 0, captures = 0, threads = 0;
 
     kvasir::layer & layer_at(int32_t index) const;                              // checked
     int             head_at(const kvasir::layer & l, int32_t stream, int32_t head) const; // checked

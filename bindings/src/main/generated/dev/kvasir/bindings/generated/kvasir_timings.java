@@ -21,6 +21,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t append_ns;
  *     int64_t prepare_ns;
  *     int64_t captures;
+ *     int64_t threads;
  * }
  * }
  */
@@ -36,7 +37,8 @@ public class kvasir_timings {
         NativeApi.C_LONG.withName("attention_ns"),
         NativeApi.C_LONG.withName("append_ns"),
         NativeApi.C_LONG.withName("prepare_ns"),
-        NativeApi.C_LONG.withName("captures")
+        NativeApi.C_LONG.withName("captures"),
+        NativeApi.C_LONG.withName("threads")
     ).withName("kvasir_timings");
 
     /**
@@ -308,6 +310,50 @@ public class kvasir_timings {
      */
     public static void captures(MemorySegment struct, long fieldValue) {
         struct.set(captures$LAYOUT, captures$OFFSET, fieldValue);
+    }
+
+    private static final OfLong threads$LAYOUT = (OfLong)$LAYOUT.select(groupElement("threads"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int64_t threads
+     * }
+     */
+    public static final OfLong threads$layout() {
+        return threads$LAYOUT;
+    }
+
+    private static final long threads$OFFSET = $LAYOUT.byteOffset(groupElement("threads"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int64_t threads
+     * }
+     */
+    public static final long threads$offset() {
+        return threads$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int64_t threads
+     * }
+     */
+    public static long threads(MemorySegment struct) {
+        return struct.get(threads$LAYOUT, threads$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int64_t threads
+     * }
+     */
+    public static void threads(MemorySegment struct, long fieldValue) {
+        struct.set(threads$LAYOUT, threads$OFFSET, fieldValue);
     }
 
     /**
