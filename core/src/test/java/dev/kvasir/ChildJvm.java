@@ -25,23 +25,7 @@ record ChildJvm(int exitValue, String output) {
       Path directory, Map<String, String> environment, int seconds, Class<?> main, String... more)
       throws IOException, InterruptedException {
     Path output = directory.resolve(main.getSimpleName() + ".output");
-    List<String> command = new ArrayList<>();
-    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
-    command.add("--enable-native-access=ALL-UNNAMED");
-    for (String property : List.of("kvasir.library.path", "kvasir.test.model")) {
-      if (System.getProperty(property) != null) {
-        command.add("-D" + property + "=" + System.getProperty(property));
-      }
-    }
-    command.add("-cp");
-    command.add(
-        String.join(
-            File.pathSeparator,
-            Path.of("target", "test-classes").toAbsolutePath().toString(),
-            System.getProperty("jdk.module.path", ""),
-            System.getProperty("java.class.path")));
-    command.add(main.getName());
-    command.addAll(List.of(more));
+    List<String> command = command(main, List.of(), List.of(more));
     ProcessBuilder builder =
         new ProcessBuilder(command)
             .directory(directory.toFile())
@@ -55,5 +39,28 @@ record ChildJvm(int exitValue, String output) {
       process.destroyForcibly();
     }
     return new ChildJvm(process.exitValue(), Files.readString(output, StandardCharsets.UTF_8));
+  }
+
+  /** The command that runs a class of the tests in a JVM with more options. */
+  static List<String> command(Class<?> main, List<String> options, List<String> more) {
+    List<String> command = new ArrayList<>();
+    command.add(Path.of(System.getProperty("java.home"), "bin", "java").toString());
+    command.add("--enable-native-access=ALL-UNNAMED");
+    command.addAll(options);
+    for (String property : List.of("kvasir.library.path", "kvasir.test.model")) {
+      if (System.getProperty(property) != null) {
+        command.add("-D" + property + "=" + System.getProperty(property));
+      }
+    }
+    command.add("-cp");
+    command.add(
+        String.join(
+            File.pathSeparator,
+            Path.of("target", "test-classes").toAbsolutePath().toString(),
+            System.getProperty("jdk.module.path", ""),
+            System.getProperty("java.class.path")));
+    command.add(main.getName());
+    command.addAll(more);
+    return command;
   }
 }

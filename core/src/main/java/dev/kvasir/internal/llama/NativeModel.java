@@ -13,6 +13,8 @@ import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.llama_model_params;
 import dev.kvasir.bindings.generated.llama_model_tensor_buft_override;
 import dev.kvasir.bindings.generated.llama_progress_callback;
+import dev.kvasir.internal.llama.gguf.AttentionShape;
+import dev.kvasir.internal.llama.gguf.Preflight;
 import dev.kvasir.internal.policy.TokenKinds;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -34,6 +36,7 @@ public final class NativeModel implements AutoCloseable {
 
   private final MemorySegment model;
   private final Path file;
+  private final AttentionShape attention;
   private final Placement placement;
   private final boolean adaptive;
   private final HandleState state;
@@ -47,9 +50,11 @@ public final class NativeModel implements AutoCloseable {
   private final int window;
   private @Nullable TokenKinds tokenKinds;
 
-  private NativeModel(MemorySegment model, Path file, Placement placement, boolean adaptive) {
+  private NativeModel(
+      MemorySegment model, Path file, Preflight header, Placement placement, boolean adaptive) {
     this.model = model;
     this.file = file;
+    this.attention = header.attention();
     this.placement = placement;
     this.adaptive = adaptive;
     this.state = new HandleState(this::free);
@@ -73,7 +78,8 @@ public final class NativeModel implements AutoCloseable {
   /** Loads a model; see {@link dev.kvasir.Model#load(Path, ModelOptions)}. */
   public static NativeModel load(Path file, ModelOptions options) {
     NativeRuntime.start();
-    Placement placement = place(GgufFile.read(file), options);
+    Preflight header = Preflight.of(file);
+    Placement placement = place(header, options);
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_model_default_params(arena);
@@ -94,7 +100,8 @@ public final class NativeModel implements AutoCloseable {
       }
       try {
         requireAttentionCache(model, file);
-        return new NativeModel(model, file, placement, options.adaptiveCache());
+        SpecialTokens.require(NativeApi.llama_model_get_vocab(model), file);
+        return new NativeModel(model, file, header, placement, options.adaptiveCache());
       } catch (RuntimeException e) {
         NativeApi.llama_model_free(model);
         throw e;
@@ -102,7 +109,7 @@ public final class NativeModel implements AutoCloseable {
     }
   }
 
-  private static Placement place(GgufFile file, ModelOptions options) {
+  private static Placement place(Preflight file, ModelOptions options) {
     List<Device> devices = DeviceRegistry.list();
     int all = file.layers() + 1;
     int offloaded = options.gpuLayers() < 0 ? all : Math.min(all, options.gpuLayers());
@@ -356,6 +363,11 @@ public final class NativeModel implements AutoCloseable {
 
   public int layers() {
     return layers;
+  }
+
+  /** What the model's header says of its KV heads. */
+  AttentionShape attention() {
+    return attention;
   }
 
   /** Tokens that a layer with a sliding window sees; 0 when there is no such layer. */

@@ -1,0 +1,40 @@
+package dev.kvasir.internal.llama.gguf;
+
+import org.jspecify.annotations.Nullable;
+
+/** What a header says of the KV heads: 0 wherever it does not. */
+public final class AttentionShape {
+  static final AttentionShape UNKNOWN = new AttentionShape(0, null, 0, 0);
+
+  private final int layers;
+  private final long @Nullable [] kvHeads;
+  private final int keyLength;
+  private final int valueLength;
+
+  AttentionShape(int layers, long @Nullable [] kvHeads, int keyLength, int valueLength) {
+    this.layers = layers;
+    this.kvHeads = kvHeads;
+    this.keyLength = keyLength;
+    this.valueLength = valueLength;
+  }
+
+  /** Number of layers. */
+  public int layers() {
+    return layers;
+  }
+
+  /** KV heads of a layer, which may differ from layer to layer; {@code otherwise} if unknown. */
+  public int kvHeads(int layer, int otherwise) {
+    return kvHeads == null || layer >= kvHeads.length ? otherwise : (int) kvHeads[layer];
+  }
+
+  /** Elements of a head's key; {@code otherwise} if unknown. */
+  public int keyLength(int otherwise) {
+    return keyLength == 0 ? otherwise : keyLength;
+  }
+
+  /** Elements of a head's value; {@code otherwise} if unknown. */
+  public int valueLength(int otherwise) {
+    return valueLength == 0 ? otherwise : valueLength;
+  }
+}

@@ -1,0 +1,51 @@
+package dev.kvasir.internal.llama.gguf;
+
+import dev.kvasir.bindings.generated.NativeApi;
+import java.util.Set;
+
+/**
+ * The types of the tensors. ggml's CPU backend says of every type that it can compute with it, and
+ * ends the process in a thread that computes if it cannot.
+ */
+final class TensorCheck {
+  /** Types of intermediate results, and integers: no weight is multiplied in these. */
+  private static final Set<Integer> NO_WEIGHTS =
+      Set.of(
+          NativeApi.GGML_TYPE_Q8_1(),
+          NativeApi.GGML_TYPE_Q8_K(),
+          NativeApi.GGML_TYPE_I8(),
+          NativeApi.GGML_TYPE_I16(),
+          NativeApi.GGML_TYPE_I32(),
+          NativeApi.GGML_TYPE_I64(),
+          NativeApi.GGML_TYPE_F64());
+
+  /** A table of experts by token: numbers of rows, not weights. */
+  private static final String TABLE = "tid2eid";
+
+  private TensorCheck() {}
+
+  /**
+   * Checks the tensors of a file.
+   *
+   * @throws dev.kvasir.ModelLoadException if one has a type that cannot be computed with
+   */
+  static void check(Header header) {
+    for (TensorInfo tensor : header.tensors()) {
+      if (NO_WEIGHTS.contains(tensor.type()) && !tensor.name().contains(TABLE)) {
+        throw header.refused(
+            "the tensor " + tensor.describe(),
+            "of the type " + tensor.typeName(),
+            "no weight can be of that type");
+      }
+      // Vectors are added and multiplied element by element, which ggml does in F32 alone.
+      boolean vector = tensor.dimensions() <= 1;
+      boolean norm = tensor.name().endsWith("_norm.weight") || tensor.name().endsWith(".bias");
+      if ((vector || norm) && tensor.type() != NativeApi.GGML_TYPE_F32()) {
+        throw header.refused(
+            "the tensor " + tensor.describe(),
+            "of the type " + tensor.typeName(),
+            "a vector, a norm and a bias must be f32");
+      }
+    }
+  }
+}
