@@ -18,11 +18,13 @@ final class FuzzModels {
   private static final int LAYERS = 2;
 
   private final String architecture;
+  private final int head;
   private final GgufImage image = new GgufImage();
   private final Random random = new Random(11);
 
-  private FuzzModels(String architecture) {
+  private FuzzModels(String architecture, int head) {
     this.architecture = architecture;
+    this.head = head;
     image.put("general.architecture", architecture);
     image.put("general.name", "small");
     put("block_count", LAYERS);
@@ -31,9 +33,9 @@ final class FuzzModels {
     put("feed_forward_length", FEED_FORWARD);
     put("attention.head_count", HEADS);
     put("attention.head_count_kv", KV_HEADS);
-    put("attention.key_length", HEAD);
-    put("attention.value_length", HEAD);
-    put("rope.dimension_count", HEAD);
+    put("attention.key_length", head);
+    put("attention.value_length", head);
+    put("rope.dimension_count", head);
     image.put(architecture + ".rope.freq_base", 10_000f);
     image.put(architecture + ".attention.layer_norm_rms_epsilon", 1e-5f);
   }
@@ -48,7 +50,7 @@ final class FuzzModels {
 
   /** A llama with a SentencePiece vocabulary and a chat template. */
   static GgufImage llama() {
-    FuzzModels llama = new FuzzModels("llama");
+    FuzzModels llama = new FuzzModels("llama", HEAD);
     llama.sentencePiece();
     llama.layers(true);
     llama.image.put(
@@ -59,7 +61,7 @@ final class FuzzModels {
 
   /** A llama with two of four experts, and a byte-pair vocabulary. */
   static GgufImage experts() {
-    FuzzModels experts = new FuzzModels("llama");
+    FuzzModels experts = new FuzzModels("llama", HEAD);
     experts.bytePairs();
     experts.put("expert_count", 4);
     experts.put("expert_used_count", 2);
@@ -76,7 +78,7 @@ final class FuzzModels {
 
   /** A gemma3, whose layers have a sliding window. */
   static GgufImage window() {
-    FuzzModels window = new FuzzModels("gemma3");
+    FuzzModels window = new FuzzModels("gemma3", HEAD);
     window.sentencePiece();
     window.put("attention.sliding_window", 16);
     window.layers(true);
@@ -92,15 +94,15 @@ final class FuzzModels {
 
   /** A qwen2vl, with rotary positions in sections and biases. */
   static GgufImage biased() {
-    FuzzModels biased = new FuzzModels("qwen2vl");
+    FuzzModels biased = new FuzzModels("qwen2vl", EMBEDDING / HEADS);
     biased.bytePairs();
-    biased.image.put("qwen2vl.rope.dimension_sections", new int[] {2, 3, 3, 0});
+    biased.image.put("qwen2vl.rope.dimension_sections", new int[] {1, 1, 2, 0});
     biased.layers(true);
     for (int layer = 0; layer < LAYERS; layer++) {
       String prefix = "blk." + layer + ".";
-      biased.tensor(prefix + "attn_q.bias", HEADS * HEAD);
-      biased.tensor(prefix + "attn_k.bias", KV_HEADS * HEAD);
-      biased.tensor(prefix + "attn_v.bias", KV_HEADS * HEAD);
+      biased.tensor(prefix + "attn_q.bias", HEADS * biased.head);
+      biased.tensor(prefix + "attn_k.bias", KV_HEADS * biased.head);
+      biased.tensor(prefix + "attn_v.bias", KV_HEADS * biased.head);
     }
     return biased.image;
   }
@@ -114,10 +116,10 @@ final class FuzzModels {
       String prefix = "blk." + layer + ".";
       ones(prefix + "attn_norm.weight", EMBEDDING);
       ones(prefix + "ffn_norm.weight", EMBEDDING);
-      tensor(prefix + "attn_q.weight", EMBEDDING, HEADS * HEAD);
-      tensor(prefix + "attn_k.weight", EMBEDDING, KV_HEADS * HEAD);
-      tensor(prefix + "attn_v.weight", EMBEDDING, KV_HEADS * HEAD);
-      tensor(prefix + "attn_output.weight", HEADS * HEAD, EMBEDDING);
+      tensor(prefix + "attn_q.weight", EMBEDDING, HEADS * head);
+      tensor(prefix + "attn_k.weight", EMBEDDING, KV_HEADS * head);
+      tensor(prefix + "attn_v.weight", EMBEDDING, KV_HEADS * head);
+      tensor(prefix + "attn_output.weight", HEADS * head, EMBEDDING);
       if (dense) {
         tensor(prefix + "ffn_gate.weight", EMBEDDING, FEED_FORWARD);
         tensor(prefix + "ffn_up.weight", EMBEDDING, FEED_FORWARD);

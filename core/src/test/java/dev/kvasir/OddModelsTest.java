@@ -202,7 +202,8 @@ class OddModelsTest {
         biased,
         m -> m.put("qwen2vl.rope.dimension_count", 32),
         "qwen2vl.rope.dimension_count",
-        "16");
+        "32",
+        "8");
     refused(
         "rotation of half a pair",
         biased,
@@ -218,15 +219,26 @@ class OddModelsTest {
     refused(
         "no section of rotary positions",
         biased,
-        m -> m.put("qwen2vl.rope.dimension_sections", new int[] {0, 0, 0, 0}),
-        "qwen2vl.rope.dimension_sections");
+        m -> m.put("qwen2vl.rope.dimension_sections", new int[] {0, 0, 0, 3}),
+        "rope.dimension_sections");
+    refused(
+        "sections of rotary positions that are larger than a head",
+        biased,
+        m -> m.put("qwen2vl.rope.dimension_sections", new int[] {9, 9, 0, 0}),
+        "rope.dimension_sections",
+        "18",
+        "8");
+    loaded(
+        "no section where none is used",
+        llama,
+        m -> m.put("llama.rope.dimension_sections", new int[] {0, 0, 0, 0}));
     refused(
         "a negative section of rotary positions",
         biased,
         m -> m.put("qwen2vl.rope.dimension_sections", new int[] {2, -3, 3, 0}),
         "qwen2vl.rope.dimension_sections",
         "-3");
-    for (float epsilon : new float[] {Float.NaN, 0, -1e-5f, Float.POSITIVE_INFINITY}) {
+    for (float epsilon : new float[] {Float.NaN, -1e-5f, Float.POSITIVE_INFINITY}) {
       refused(
           "an epsilon of " + epsilon,
           llama,
@@ -391,6 +403,12 @@ class OddModelsTest {
     refused("a million tensors", llama, m -> m.claimedTensors = 1 << 20, "1048576 tensors");
     refused("2^61 tensors", llama, m -> m.claimedTensors = 1L << 61, "tensors");
     refused("2^62 pairs", llama, m -> m.claimedPairs = 1L << 62, "key-value pairs");
+    loaded(
+        "an epsilon of the other kind of norms that is 0",
+        llama,
+        m -> m.put("llama.attention.layer_norm_epsilon", 0f));
+    loaded("sections of rotary positions", biased, m -> {});
+    loaded("experts", experts, m -> {});
     loaded("a sliding window", window, m -> {});
     loaded("unknown keys", llama, m -> m.put("x.y", 1).put("a", new String[] {"b"}));
   }

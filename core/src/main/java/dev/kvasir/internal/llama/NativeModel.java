@@ -101,6 +101,7 @@ public final class NativeModel implements AutoCloseable {
       try {
         requireAttentionCache(model, file);
         SpecialTokens.require(NativeApi.llama_model_get_vocab(model), file);
+        RotaryPositions.require(model, header.attention(), file);
         return new NativeModel(model, file, header, placement, options.adaptiveCache());
       } catch (RuntimeException e) {
         NativeApi.llama_model_free(model);

@@ -26,6 +26,9 @@ final class GeometryCheck {
   /** As many as a session can have. */
   private static final int LONGEST_CONTEXT = 1 << 30;
 
+  /** Of a token in an image: time, height, width. */
+  private static final int POSITIONS = 3;
+
   private static final Set<String> ROPE_SCALINGS = Set.of("none", "linear", "yarn", "longrope");
 
   /** Where llama.cpp takes a single expert for none. */
@@ -38,6 +41,8 @@ final class GeometryCheck {
   private final int layers;
 
   private AttentionShape shape = AttentionShape.UNKNOWN;
+  private long sections;
+  private long positionSections;
 
   private GeometryCheck(Header header, String architecture) {
     this.header = header;
@@ -53,8 +58,8 @@ final class GeometryCheck {
   static AttentionShape check(Header header, String architecture) {
     GeometryCheck check = new GeometryCheck(header, architecture);
     check.numbers();
-    check.heads();
     check.rotation();
+    check.heads();
     check.experts(SINGLE_EXPERT_IS_NONE.contains(architecture));
     return check.shape;
   }
@@ -77,8 +82,10 @@ final class GeometryCheck {
             "attention.group_norm_epsilon",
             "hyper_connection.epsilon")) {
       if (header.get(prefix + key) instanceof Value.Scalar epsilon
-          && !(epsilon.toDouble() > 0 && epsilon.toDouble() < 1)) {
-        throw header.refused(prefix + key, epsilon.describe(), "it must be above 0 and below 1");
+          && !(epsilon.toDouble() >= 0 && epsilon.toDouble() < 1)) {
+        // 0 stands where the model has norms of the other kind alone.
+        throw header.refused(
+            prefix + key, epsilon.describe(), "it must be at least 0 and below 1");
       }
     }
   }
@@ -116,7 +123,10 @@ final class GeometryCheck {
             layers,
             kvHeads == null ? heads : kvHeads,
             (int) Math.max(0, keys),
-            (int) Math.max(0, values));
+            (int) Math.max(0, values),
+            (int) range("rope.dimension_count", 0, LARGEST_HEAD, 0),
+            sections,
+            positionSections);
   }
 
   /** ggml's rotation takes pairs of elements, and no more than a head has. */
@@ -147,22 +157,18 @@ final class GeometryCheck {
         throw header.refused(prefix + base, value.describe(), "it must not be negative");
       }
     }
-    if (header.get(prefix + "rope.dimension_sections") instanceof Value.Numbers sections
-        && sections.kept()) {
-      long sum = 0;
-      for (int i = 0; i < sections.length(); i++) {
-        long section = sections.get(i);
+    if (header.get(prefix + "rope.dimension_sections") instanceof Value.Numbers array
+        && array.kept()) {
+      for (int i = 0; i < array.length(); i++) {
+        long section = array.get(i);
         if (section < 0 || section > LARGEST_HEAD) {
           throw header.refused(
               prefix + "rope.dimension_sections",
               section,
               "0 to " + LARGEST_HEAD + " are possible");
         }
-        sum += section;
-      }
-      if (sum == 0) {
-        throw header.refused(
-            prefix + "rope.dimension_sections", "all zero", "one must be above zero");
+        sections += section;
+        positionSections += i < POSITIONS ? section : 0;
       }
     }
   }
