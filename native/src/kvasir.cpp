@@ -8,6 +8,7 @@
 #include "device/proxy.h"
 #include "error.h"
 #include "llama/api.h"
+#include "llama/assertion.h"
 #include "llama/chat_template.h"
 #include "platform/processors.h"
 #include "store/cache.h"
@@ -177,7 +178,9 @@ kvasir_status kvasir_device(const char * inner_name, ggml_backend_device ** devi
 kvasir_status kvasir_model_load(const char * path, const llama_model_params * params, llama_model ** model) noexcept {
     return guarded([&] {
         require(path && params && model, "path, params or model is NULL");
-        *model = llama().llama_model_load_from_file(path, *params);
+        const api &            a = llama();
+        const assertions_throw no_abort; // what a file says may break them
+        *model = a.llama_model_load_from_file(path, *params);
         if (!*model) {
             throw error(KVASIR_FAILED, format("llama.cpp could not load %s", path));
         }
@@ -214,7 +217,12 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
                     llama().llama_free(context);
                 }
             }
-        } owner{a.llama_init_from_model(model, with_usable_threads)};
+        };
+        const auto init = [&] {
+            const assertions_throw no_abort; // graphs are built here, and none is computed
+            return a.llama_init_from_model(model, with_usable_threads);
+        };
+        context_owner owner{init()};
         if (!owner.context) {
             throw error(KVASIR_FAILED, made && !made->unsupported.empty() ? "the adaptive cache has no path for " + made->unsupported
                                                                           : "llama.cpp could not make the context");
