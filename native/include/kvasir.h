@@ -67,7 +67,15 @@ KVASIR_API const char * kvasir_kernels(const char * device_name) KVASIR_NOEXCEPT
 // resolves ggml and llama.cpp among the loaded libraries, and checks by a tiny graph that their structs are the expected ones
 KVASIR_API enum kvasir_status kvasir_init(void) KVASIR_NOEXCEPT;
 
+// ggml_backend_load_all_from_path, and ggml_backend_load of one file: what is found there is among ggml's devices afterwards. To be
+// called before kvasir_init.
+KVASIR_API enum kvasir_status kvasir_backends_load(const char * directory) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_backend_load(const char * file) KVASIR_NOEXCEPT;
+
 /* ---- devices, models, contexts ---- */
+
+// ggml_backend_dev_memory: a driver is asked, which may fail
+KVASIR_API enum kvasir_status kvasir_device_memory(struct ggml_backend_device * device, size_t * free, size_t * total) KVASIR_NOEXCEPT;
 
 // The proxy of a registered ggml device ("CPU", "Vulkan0", ...), to be put into llama_model_params.devices. Proxies of several
 // devices share a model's layers as llama.cpp splits them; each layer's rows lie where the layer is.
@@ -75,6 +83,11 @@ KVASIR_API enum kvasir_status kvasir_device(const char * inner_name, struct ggml
 
 // llama_model_load_from_file behind a wall for C++ exceptions
 KVASIR_API enum kvasir_status kvasir_model_load(const char * path, const struct llama_model_params * params, struct llama_model ** model) KVASIR_NOEXCEPT;
+
+// what llama.cpp calls the model, as llama_model_desc: a terminated text of less than size bytes
+KVASIR_API enum kvasir_status kvasir_model_description(const struct llama_model * model, char * buffer, size_t size) KVASIR_NOEXCEPT;
+// the model's chat template, which lives as long as the model; NULL when it has none
+KVASIR_API enum kvasir_status kvasir_model_chat_template(const struct llama_model * model, const char ** source) KVASIR_NOEXCEPT;
 
 // llama_init_from_model behind the same wall. With cache != NULL the context must keep its whole KV cache in the store:
 // otherwise the context is freed again and KVASIR_NOT_INTERCEPTED or KVASIR_UNSUPPORTED names the layer or the operation.
@@ -88,6 +101,44 @@ KVASIR_API void kvasir_context_free(struct llama_context * context, struct kvasi
 
 // llama_decode behind the wall; *result is llama_decode's own return value (0 ok, 1 no room, 2 aborted, < 0 error)
 KVASIR_API enum kvasir_status kvasir_decode(struct llama_context * context, const struct llama_batch * batch, int32_t * result) KVASIR_NOEXCEPT;
+
+// The logits of token index of the last batch, -1 the last of it; valid until the next kvasir_decode.
+KVASIR_API enum kvasir_status kvasir_logits(struct llama_context * context, int32_t index, float ** logits) KVASIR_NOEXCEPT;
+
+// llama_memory_seq_rm of the positions from first on; *removed is 0 when the memory cannot do that, and nothing was removed
+KVASIR_API enum kvasir_status kvasir_memory_remove(struct llama_context * context, int32_t sequence, int32_t first, int32_t * removed) KVASIR_NOEXCEPT;
+// llama_memory_seq_pos_min: the first position of the sequence that is left, -1 when none is
+KVASIR_API enum kvasir_status kvasir_memory_first(struct llama_context * context, int32_t sequence, int32_t * position) KVASIR_NOEXCEPT;
+// llama_memory_clear: all sequences
+KVASIR_API enum kvasir_status kvasir_memory_clear(struct llama_context * context) KVASIR_NOEXCEPT;
+
+/* ---- sampling ---- */
+
+struct kvasir_sampling {
+    float    temperature;       // 0 or less: always the most probable token
+    int32_t  top_k;             // 0 or less: off
+    float    top_p;             // 1 or more: off
+    float    min_p;             // 0 or less: off
+    float    repeat_penalty;    // 1: off
+    float    frequency_penalty; // 0: off
+    float    presence_penalty;  // 0: off
+    int32_t  penalty_window;    // recent tokens that the penalties look at; 0: none
+    uint32_t seed;
+};
+
+struct kvasir_sampler; // llama.cpp's samplers in its default order; used by one thread at a time
+
+KVASIR_API enum kvasir_status kvasir_sampler_new(const struct kvasir_sampling * sampling, int32_t n_vocab, struct kvasir_sampler ** sampler) KVASIR_NOEXCEPT;
+KVASIR_API void kvasir_sampler_free(struct kvasir_sampler * sampler) KVASIR_NOEXCEPT;
+// draws a token from the logits of token index of the last batch, and shows it to the penalties
+KVASIR_API enum kvasir_status kvasir_sampler_sample(struct kvasir_sampler * sampler, struct llama_context * context, int32_t index,
+        int32_t * token) KVASIR_NOEXCEPT;
+// shows the penalties a token that was not drawn
+KVASIR_API enum kvasir_status kvasir_sampler_accept(struct kvasir_sampler * sampler, int32_t token) KVASIR_NOEXCEPT;
+// the penalties forget the tokens that they were shown
+KVASIR_API enum kvasir_status kvasir_sampler_forget(struct kvasir_sampler * sampler) KVASIR_NOEXCEPT;
+// the same, and the random numbers begin again from the seed
+KVASIR_API enum kvasir_status kvasir_sampler_reset(struct kvasir_sampler * sampler) KVASIR_NOEXCEPT;
 
 /* ---- text and tokens ---- */
 

@@ -165,7 +165,7 @@ const char * kvasir_kernels(const char * device_name) noexcept {
 }
 
 kvasir_status kvasir_init(void) noexcept {
-    return guarded([] { llama(); });
+    return guarded([] { llama().llama_backend_init(); });
 }
 
 kvasir_status kvasir_device(const char * inner_name, ggml_backend_device ** device) noexcept {
@@ -509,6 +509,7 @@ size_t kvasir_sizeof(const char * struct_name) noexcept {
     KVASIR_STRUCT(kvasir_fetch)
     KVASIR_STRUCT(kvasir_timings)
     KVASIR_STRUCT(kvasir_chat_message)
+    KVASIR_STRUCT(kvasir_sampling)
 #undef KVASIR_STRUCT
     return 0;
 }

@@ -53,6 +53,7 @@ namespace kvasir {
     X(ggml_backend_dev_count)       \
     X(ggml_backend_dev_get)         \
     X(ggml_backend_dev_name)        \
+    X(ggml_backend_dev_memory)      \
     X(ggml_backend_dev_init)        \
     X(ggml_backend_free)            \
     X(ggml_backend_graph_compute)
@@ -71,7 +72,28 @@ namespace kvasir {
     X(llama_vocab_n_tokens)          \
     X(llama_tokenize)                \
     X(llama_detokenize)              \
-    X(llama_token_to_piece)
+    X(llama_token_to_piece)          \
+    X(llama_backend_init)            \
+    X(llama_model_desc)              \
+    X(llama_get_logits_ith)          \
+    X(llama_get_memory)              \
+    X(llama_memory_seq_rm)           \
+    X(llama_memory_seq_pos_min)      \
+    X(llama_memory_clear)            \
+    X(llama_sampler_chain_default_params) \
+    X(llama_sampler_chain_init)      \
+    X(llama_sampler_chain_add)       \
+    X(llama_sampler_init_penalties)  \
+    X(llama_sampler_init_greedy)     \
+    X(llama_sampler_init_top_k)      \
+    X(llama_sampler_init_top_p)      \
+    X(llama_sampler_init_min_p)      \
+    X(llama_sampler_init_temp)       \
+    X(llama_sampler_init_dist)       \
+    X(llama_sampler_sample)          \
+    X(llama_sampler_accept)          \
+    X(llama_sampler_reset)           \
+    X(llama_sampler_free)
 
 struct api {
 #define X(name) decltype(&::name) name;

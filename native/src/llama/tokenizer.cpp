@@ -204,6 +204,66 @@ kvasir_tokenizer::kvasir_tokenizer(const llama_vocab * vocab) : vocab(vocab), n_
     if (llama().llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
         throw error(KVASIR_UNSUPPORTED, "the model has no vocabulary");
     }
+    const enum llama_vocab_type type = llama().llama_vocab_type(vocab);
+    if (type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_RWKV) {
+        look_for_bytes(type == LLAMA_VOCAB_TYPE_RWKV);
+    }
+}
+
+void kvasir_tokenizer::look_for_bytes(bool all_entries) {
+    std::array<bool, 256> begins{}, single{};
+    size_t                n_single = 0;
+    std::vector<char>     bytes(256);
+    for (llama_token token = 0; token < n_vocab && (all_entries || n_single < 256); token++) {
+        const size_t length = piece(token, bytes.data(), bytes.size());
+        if (length > bytes.size()) {
+            bytes.resize(length);
+            piece(token, bytes.data(), bytes.size());
+        }
+        if (length > 0) {
+            begins[(unsigned char) bytes[0]] = true;
+        }
+        if (length == 1) {
+            n_single += !single[(unsigned char) bytes[0]];
+            single[(unsigned char) bytes[0]] = true;
+        }
+    }
+    for (size_t byte = 0; byte < 256; byte++) {
+        // RWKV's looks for the longest entry that the text goes on with. Where one has begun and none fits, llama.cpp starts again
+        // from the first byte of the text, for ever.
+        if (all_entries && begins[byte] && !single[byte]) {
+            throw error(KVASIR_UNSUPPORTED, format("entries of the vocabulary begin with the byte 0x%02zX, and none is that byte alone", byte));
+        }
+        missing[byte] = !all_entries && !single[byte];
+    }
+    complete = n_single == 256 || all_entries;
+}
+
+// Of byte pairs llama.cpp leaves out what the vocabulary has no token for, and says nothing.
+void kvasir_tokenizer::require_all_of(std::string_view text, const std::vector<llama_token> & tokens) const {
+    if (complete || std::none_of(text.begin(), text.end(), [&](char c) { return missing[(unsigned char) c]; })) {
+        return;
+    }
+    std::array<int64_t, 256> lost{};
+    for (const char c : text) {
+        lost[(unsigned char) c]++;
+    }
+    std::vector<char> bytes(256);
+    for (const llama_token token : tokens) {
+        const size_t length = piece(token, bytes.data(), bytes.size());
+        if (length > bytes.size()) {
+            bytes.resize(length);
+            piece(token, bytes.data(), bytes.size());
+        }
+        for (size_t i = 0; i < length; i++) {
+            lost[(unsigned char) bytes[i]]--;
+        }
+    }
+    for (size_t byte = 0; byte < 256; byte++) {
+        if (missing[byte] && lost[byte] > 0) {
+            throw error(KVASIR_UNSUPPORTED, format("the vocabulary has no token for the byte 0x%02zX", byte));
+        }
+    }
 }
 
 void kvasir_tokenizer::check(llama_token token) const {
@@ -232,6 +292,7 @@ std::vector<llama_token> kvasir_tokenizer::tokenize(std::string_view text, bool 
             throw error(KVASIR_UNSUPPORTED, "the vocabulary has no token for a part of it, and none for what is unknown");
         }
     }
+    require_all_of(text, tokens);
     return tokens;
 }
 

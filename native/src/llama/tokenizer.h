@@ -49,8 +49,13 @@ struct kvasir_tokenizer {
 
 private:
     void check(llama_token token) const;
+    void look_for_bytes(bool all_entries);
+    void require_all_of(std::string_view text, const std::vector<llama_token> & tokens) const;
 
     const llama_vocab * vocab;
     const int32_t       n_vocab;
+
+    bool                  complete = true; // as far as bytes are concerned
+    std::array<bool, 256> missing{};       // that are no entry of their own
     kvasir::match_depth depth;
 };

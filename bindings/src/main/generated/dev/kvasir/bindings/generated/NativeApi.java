@@ -16111,6 +16111,179 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_backends_load {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_backends_load");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backends_load(const char *directory)
+     * }
+     */
+    public static FunctionDescriptor kvasir_backends_load$descriptor() {
+        return kvasir_backends_load.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backends_load(const char *directory)
+     * }
+     */
+    public static MethodHandle kvasir_backends_load$handle() {
+        return kvasir_backends_load.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backends_load(const char *directory)
+     * }
+     */
+    public static MemorySegment kvasir_backends_load$address() {
+        return kvasir_backends_load.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backends_load(const char *directory)
+     * }
+     */
+    public static int kvasir_backends_load(MemorySegment directory) {
+        var mh$ = kvasir_backends_load.HANDLE;
+        try {
+            return (int)mh$.invokeExact(directory);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_backend_load {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_backend_load");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backend_load(const char *file)
+     * }
+     */
+    public static FunctionDescriptor kvasir_backend_load$descriptor() {
+        return kvasir_backend_load.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backend_load(const char *file)
+     * }
+     */
+    public static MethodHandle kvasir_backend_load$handle() {
+        return kvasir_backend_load.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backend_load(const char *file)
+     * }
+     */
+    public static MemorySegment kvasir_backend_load$address() {
+        return kvasir_backend_load.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_backend_load(const char *file)
+     * }
+     */
+    public static int kvasir_backend_load(MemorySegment file) {
+        var mh$ = kvasir_backend_load.HANDLE;
+        try {
+            return (int)mh$.invokeExact(file);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_device_memory {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_device_memory");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_device_memory(struct ggml_backend_device *device, size_t *free, size_t *total)
+     * }
+     */
+    public static FunctionDescriptor kvasir_device_memory$descriptor() {
+        return kvasir_device_memory.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_device_memory(struct ggml_backend_device *device, size_t *free, size_t *total)
+     * }
+     */
+    public static MethodHandle kvasir_device_memory$handle() {
+        return kvasir_device_memory.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_device_memory(struct ggml_backend_device *device, size_t *free, size_t *total)
+     * }
+     */
+    public static MemorySegment kvasir_device_memory$address() {
+        return kvasir_device_memory.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_device_memory(struct ggml_backend_device *device, size_t *free, size_t *total)
+     * }
+     */
+    public static int kvasir_device_memory(MemorySegment device, MemorySegment free, MemorySegment total) {
+        var mh$ = kvasir_device_memory.HANDLE;
+        try {
+            return (int)mh$.invokeExact(device, free, total);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_device {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
@@ -16221,6 +16394,123 @@ public class NativeApi extends NativeApi$shared {
         var mh$ = kvasir_model_load.HANDLE;
         try {
             return (int)mh$.invokeExact(path, params, model);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_model_description {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_model_description");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_description(const struct llama_model *model, char *buffer, size_t size)
+     * }
+     */
+    public static FunctionDescriptor kvasir_model_description$descriptor() {
+        return kvasir_model_description.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_description(const struct llama_model *model, char *buffer, size_t size)
+     * }
+     */
+    public static MethodHandle kvasir_model_description$handle() {
+        return kvasir_model_description.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_description(const struct llama_model *model, char *buffer, size_t size)
+     * }
+     */
+    public static MemorySegment kvasir_model_description$address() {
+        return kvasir_model_description.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_description(const struct llama_model *model, char *buffer, size_t size)
+     * }
+     */
+    public static int kvasir_model_description(MemorySegment model, MemorySegment buffer, long size) {
+        var mh$ = kvasir_model_description.HANDLE;
+        try {
+            return (int)mh$.invokeExact(model, buffer, size);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_model_chat_template {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_model_chat_template");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_chat_template(const struct llama_model *model, const char **source)
+     * }
+     */
+    public static FunctionDescriptor kvasir_model_chat_template$descriptor() {
+        return kvasir_model_chat_template.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_chat_template(const struct llama_model *model, const char **source)
+     * }
+     */
+    public static MethodHandle kvasir_model_chat_template$handle() {
+        return kvasir_model_chat_template.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_chat_template(const struct llama_model *model, const char **source)
+     * }
+     */
+    public static MemorySegment kvasir_model_chat_template$address() {
+        return kvasir_model_chat_template.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_chat_template(const struct llama_model *model, const char **source)
+     * }
+     */
+    public static int kvasir_model_chat_template(MemorySegment model, MemorySegment source) {
+        var mh$ = kvasir_model_chat_template.HANDLE;
+        try {
+            return (int)mh$.invokeExact(model, source);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -16398,6 +16688,588 @@ public class NativeApi extends NativeApi$shared {
         var mh$ = kvasir_decode.HANDLE;
         try {
             return (int)mh$.invokeExact(context, batch, result);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_logits {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_logits");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_logits(struct llama_context *context, int32_t index, float **logits)
+     * }
+     */
+    public static FunctionDescriptor kvasir_logits$descriptor() {
+        return kvasir_logits.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_logits(struct llama_context *context, int32_t index, float **logits)
+     * }
+     */
+    public static MethodHandle kvasir_logits$handle() {
+        return kvasir_logits.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_logits(struct llama_context *context, int32_t index, float **logits)
+     * }
+     */
+    public static MemorySegment kvasir_logits$address() {
+        return kvasir_logits.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_logits(struct llama_context *context, int32_t index, float **logits)
+     * }
+     */
+    public static int kvasir_logits(MemorySegment context, int index, MemorySegment logits) {
+        var mh$ = kvasir_logits.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, index, logits);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_memory_remove {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_memory_remove");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_remove(struct llama_context *context, int32_t sequence, int32_t first, int32_t *removed)
+     * }
+     */
+    public static FunctionDescriptor kvasir_memory_remove$descriptor() {
+        return kvasir_memory_remove.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_remove(struct llama_context *context, int32_t sequence, int32_t first, int32_t *removed)
+     * }
+     */
+    public static MethodHandle kvasir_memory_remove$handle() {
+        return kvasir_memory_remove.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_remove(struct llama_context *context, int32_t sequence, int32_t first, int32_t *removed)
+     * }
+     */
+    public static MemorySegment kvasir_memory_remove$address() {
+        return kvasir_memory_remove.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_remove(struct llama_context *context, int32_t sequence, int32_t first, int32_t *removed)
+     * }
+     */
+    public static int kvasir_memory_remove(MemorySegment context, int sequence, int first, MemorySegment removed) {
+        var mh$ = kvasir_memory_remove.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, sequence, first, removed);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_memory_first {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_memory_first");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_first(struct llama_context *context, int32_t sequence, int32_t *position)
+     * }
+     */
+    public static FunctionDescriptor kvasir_memory_first$descriptor() {
+        return kvasir_memory_first.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_first(struct llama_context *context, int32_t sequence, int32_t *position)
+     * }
+     */
+    public static MethodHandle kvasir_memory_first$handle() {
+        return kvasir_memory_first.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_first(struct llama_context *context, int32_t sequence, int32_t *position)
+     * }
+     */
+    public static MemorySegment kvasir_memory_first$address() {
+        return kvasir_memory_first.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_first(struct llama_context *context, int32_t sequence, int32_t *position)
+     * }
+     */
+    public static int kvasir_memory_first(MemorySegment context, int sequence, MemorySegment position) {
+        var mh$ = kvasir_memory_first.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, sequence, position);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_memory_clear {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_memory_clear");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_clear(struct llama_context *context)
+     * }
+     */
+    public static FunctionDescriptor kvasir_memory_clear$descriptor() {
+        return kvasir_memory_clear.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_clear(struct llama_context *context)
+     * }
+     */
+    public static MethodHandle kvasir_memory_clear$handle() {
+        return kvasir_memory_clear.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_clear(struct llama_context *context)
+     * }
+     */
+    public static MemorySegment kvasir_memory_clear$address() {
+        return kvasir_memory_clear.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_memory_clear(struct llama_context *context)
+     * }
+     */
+    public static int kvasir_memory_clear(MemorySegment context) {
+        var mh$ = kvasir_memory_clear.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_new {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_new");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_new(const struct kvasir_sampling *sampling, int32_t n_vocab, struct kvasir_sampler **sampler)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_new$descriptor() {
+        return kvasir_sampler_new.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_new(const struct kvasir_sampling *sampling, int32_t n_vocab, struct kvasir_sampler **sampler)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_new$handle() {
+        return kvasir_sampler_new.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_new(const struct kvasir_sampling *sampling, int32_t n_vocab, struct kvasir_sampler **sampler)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_new$address() {
+        return kvasir_sampler_new.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_new(const struct kvasir_sampling *sampling, int32_t n_vocab, struct kvasir_sampler **sampler)
+     * }
+     */
+    public static int kvasir_sampler_new(MemorySegment sampling, int n_vocab, MemorySegment sampler) {
+        var mh$ = kvasir_sampler_new.HANDLE;
+        try {
+            return (int)mh$.invokeExact(sampling, n_vocab, sampler);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_free {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_free");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void kvasir_sampler_free(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_free$descriptor() {
+        return kvasir_sampler_free.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void kvasir_sampler_free(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_free$handle() {
+        return kvasir_sampler_free.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void kvasir_sampler_free(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_free$address() {
+        return kvasir_sampler_free.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void kvasir_sampler_free(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static void kvasir_sampler_free(MemorySegment sampler) {
+        var mh$ = kvasir_sampler_free.HANDLE;
+        try {
+            mh$.invokeExact(sampler);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_sample {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_sample");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_sample(struct kvasir_sampler *sampler, struct llama_context *context, int32_t index, int32_t *token)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_sample$descriptor() {
+        return kvasir_sampler_sample.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_sample(struct kvasir_sampler *sampler, struct llama_context *context, int32_t index, int32_t *token)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_sample$handle() {
+        return kvasir_sampler_sample.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_sample(struct kvasir_sampler *sampler, struct llama_context *context, int32_t index, int32_t *token)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_sample$address() {
+        return kvasir_sampler_sample.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_sample(struct kvasir_sampler *sampler, struct llama_context *context, int32_t index, int32_t *token)
+     * }
+     */
+    public static int kvasir_sampler_sample(MemorySegment sampler, MemorySegment context, int index, MemorySegment token) {
+        var mh$ = kvasir_sampler_sample.HANDLE;
+        try {
+            return (int)mh$.invokeExact(sampler, context, index, token);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_accept {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_accept");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_accept(struct kvasir_sampler *sampler, int32_t token)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_accept$descriptor() {
+        return kvasir_sampler_accept.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_accept(struct kvasir_sampler *sampler, int32_t token)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_accept$handle() {
+        return kvasir_sampler_accept.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_accept(struct kvasir_sampler *sampler, int32_t token)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_accept$address() {
+        return kvasir_sampler_accept.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_accept(struct kvasir_sampler *sampler, int32_t token)
+     * }
+     */
+    public static int kvasir_sampler_accept(MemorySegment sampler, int token) {
+        var mh$ = kvasir_sampler_accept.HANDLE;
+        try {
+            return (int)mh$.invokeExact(sampler, token);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_forget {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_forget");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_forget(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_forget$descriptor() {
+        return kvasir_sampler_forget.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_forget(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_forget$handle() {
+        return kvasir_sampler_forget.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_forget(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_forget$address() {
+        return kvasir_sampler_forget.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_forget(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static int kvasir_sampler_forget(MemorySegment sampler) {
+        var mh$ = kvasir_sampler_forget.HANDLE;
+        try {
+            return (int)mh$.invokeExact(sampler);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_sampler_reset {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_sampler_reset");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_reset(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static FunctionDescriptor kvasir_sampler_reset$descriptor() {
+        return kvasir_sampler_reset.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_reset(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MethodHandle kvasir_sampler_reset$handle() {
+        return kvasir_sampler_reset.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_reset(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static MemorySegment kvasir_sampler_reset$address() {
+        return kvasir_sampler_reset.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_sampler_reset(struct kvasir_sampler *sampler)
+     * }
+     */
+    public static int kvasir_sampler_reset(MemorySegment sampler) {
+        var mh$ = kvasir_sampler_reset.HANDLE;
+        try {
+            return (int)mh$.invokeExact(sampler);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -4,6 +4,7 @@ import dev.kvasir.Device;
 import dev.kvasir.DeviceType;
 import dev.kvasir.InvalidOptionException;
 import dev.kvasir.ModelOptions;
+import dev.kvasir.NativeLibraryException;
 import dev.kvasir.UnknownDeviceException;
 import dev.kvasir.bindings.NativeLibraries;
 import dev.kvasir.bindings.generated.NativeApi;
@@ -109,7 +110,15 @@ public final class DeviceRegistry {
     long total;
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment sizes = arena.allocate(ValueLayout.JAVA_LONG, 2);
-      NativeApi.ggml_backend_dev_memory(device, sizes, sizes.asSlice(Long.BYTES));
+      int status = NativeApi.kvasir_device_memory(device, sizes, sizes.asSlice(Long.BYTES));
+      if (!NativeStatus.ok(status)) {
+        throw new NativeLibraryException(
+            "The device "
+                + NativeApi.ggml_backend_dev_name(device).getString(0)
+                + " does not say how much memory it has: "
+                + NativeStatus.text(status)
+                + ".");
+      }
       free = sizes.getAtIndex(ValueLayout.JAVA_LONG, 0);
       total = sizes.getAtIndex(ValueLayout.JAVA_LONG, 1);
     }

@@ -107,7 +107,7 @@ enum MissingDevice {
 
   private static void load(Path library) {
     try (Arena arena = Arena.ofConfined()) {
-      NativeApi.ggml_backend_load(arena.allocateFrom(library.toString()));
+      NativeApi.kvasir_backend_load(arena.allocateFrom(library.toString()));
     }
   }
 }

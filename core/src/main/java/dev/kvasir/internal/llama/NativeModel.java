@@ -58,9 +58,8 @@ public final class NativeModel implements AutoCloseable {
     this.placement = placement;
     this.adaptive = adaptive;
     this.state = new HandleState(this::free);
-    MemorySegment template = NativeApi.llama_model_chat_template(model, MemorySegment.NULL);
-    this.chatTemplate =
-        template.address() == 0 ? null : new ChatTemplate(model, template.getString(0));
+    String template = template(model);
+    this.chatTemplate = template == null ? null : new ChatTemplate(model, template);
     this.description = describe(model);
     this.parameters = NativeApi.llama_model_n_params(model);
     this.bytes = NativeApi.llama_model_size(model);
@@ -217,8 +216,21 @@ public final class NativeModel implements AutoCloseable {
   private static String describe(MemorySegment model) {
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment text = arena.allocate(256);
-      NativeApi.llama_model_desc(model, text, text.byteSize());
-      return text.getString(0);
+      int status = NativeApi.kvasir_model_description(model, text, text.byteSize());
+      return NativeStatus.ok(status) ? text.getString(0) : NativeStatus.text(status);
+    }
+  }
+
+  private static @Nullable String template(MemorySegment model) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment result = arena.allocate(NativeApi.C_POINTER);
+      int status = NativeApi.kvasir_model_chat_template(model, result);
+      if (!NativeStatus.ok(status)) {
+        throw new ModelLoadException(
+            "The model's chat template cannot be read: " + NativeStatus.text(status) + ".");
+      }
+      MemorySegment source = result.get(NativeApi.C_POINTER, 0);
+      return source.address() == 0 ? null : source.getString(0);
     }
   }
 

@@ -53,10 +53,17 @@ public final class NativeRuntime {
     NativeLog.clearErrors();
     try (Arena arena = Arena.ofConfined()) {
       for (Path directory : libraries.backendDirectories()) {
-        NativeApi.ggml_backend_load_all_from_path(arena.allocateFrom(directory.toString()));
+        int status = NativeApi.kvasir_backends_load(arena.allocateFrom(directory.toString()));
+        if (!NativeStatus.ok(status)) {
+          throw new NativeLibraryException(
+              "ggml's backends in "
+                  + directory
+                  + " cannot be loaded: "
+                  + NativeStatus.reason(status)
+                  + ".");
+        }
       }
     }
-    NativeApi.llama_backend_init();
     if (NativeApi.ggml_backend_dev_by_type(NativeApi.GGML_BACKEND_DEVICE_TYPE_CPU()).address()
         == 0) {
       throw new NativeLibraryException(
