@@ -273,6 +273,14 @@ KVASIR_API enum kvasir_status kvasir_statistic_read(const struct kvasir_cache * 
         float * buckets, float * recent, int64_t * n_queries) KVASIR_NOEXCEPT;
 // whether the head's score goes on being accumulated by every query (on by default: 0)
 KVASIR_API enum kvasir_status kvasir_cache_track(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, int32_t on) KVASIR_NOEXCEPT;
+// What queries add to scores and to the statistic can be taken back, bit for bit. A micro-batch that fails or is aborted takes
+// back its own by itself. For all that comes after it, a prompt of many micro-batches say, kvasir_cache_mark(on = 1) says where
+// a failure and kvasir_cache_take_back go back to: scores, sums and n_queries are then those of the mark, also when the statistic
+// was started since; slots that came later, which the caller is about to drop, are left with zeros. The mark ends with take_back,
+// with on = 0, and when slots are kept, evicted, truncated, copied or cleared, or the statistic is stopped; without one take_back
+// does nothing. It costs a copy of what the marked slots have of the above, made once and only when something is added.
+KVASIR_API enum kvasir_status kvasir_cache_mark(struct kvasir_cache * cache, int32_t on) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_cache_take_back(struct kvasir_cache * cache) KVASIR_NOEXCEPT;
 // Brings the scores in the head's view up to date. On the CPU they always are; a GPU accumulates them in its own memory.
 KVASIR_API enum kvasir_status kvasir_cache_scores(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head) KVASIR_NOEXCEPT;
 

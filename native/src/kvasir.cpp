@@ -214,6 +214,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
             llama_context * context;
             ~context_owner() {
                 if (context) {
+                    const std::unique_lock<std::shared_mutex> none(cuda::captures());
                     llama().llama_free(context);
                 }
             }
@@ -243,7 +244,10 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
 void kvasir_context_free(llama_context * context, kvasir_cache * cache) noexcept {
     guarded([&] {
         if (context) {
-            llama().llama_free(context);
+            {
+                const std::unique_lock<std::shared_mutex> none(cuda::captures());
+                llama().llama_free(context);
+            }
             std::lock_guard<std::mutex> lock(threads_mutex);
             threads_of.erase(context);
         }
@@ -439,6 +443,21 @@ kvasir_status kvasir_cache_track(kvasir_cache * cache, int32_t index, int32_t st
     return guarded([&] {
         layer & l = checked_layer(cache, index);
         l.track(cache->head_at(l, stream, head), on != 0);
+    });
+}
+
+kvasir_status kvasir_cache_mark(kvasir_cache * cache, int32_t on) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        on ? cache->mark_counts() : cache->end_mark();
+    });
+}
+
+kvasir_status kvasir_cache_take_back(kvasir_cache * cache) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        cache->take_back_counts();
+        cache->end_mark();
     });
 }
 

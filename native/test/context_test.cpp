@@ -289,6 +289,13 @@ void test_statistic() {
     }
 }
 
+void test_taken_back() {
+    model_file m(synthetic_model{});
+    taken_back(m.ours, KVASIR_ATTENTION_NATIVE, 0, true).run("statistic");
+    taken_back(m.ours, KVASIR_ATTENTION_NATIVE, 1, true).run("statistic of query heads");
+    taken_back(m.ours, KVASIR_ATTENTION_NATIVE, -1, true).run("tracked scores");
+}
+
 // ---- what must be refused ----
 
 void expect(kvasir_status wanted, const char * word, llama_model * model, const llama_context_params & params) {
@@ -350,7 +357,7 @@ int main(int argc, char ** argv) {
     }
     const std::pair<const char *, std::function<void()>> tests[] = {
         {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
-        {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"refusals", test_refusals}};
+        {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"taken back", test_taken_back}, {"refusals", test_refusals}};
     for (const auto & [name, test] : tests) {
         if (only.empty() || only == name) {
             printf("%s\n", name);

@@ -317,13 +317,212 @@ private:
     }
 };
 
-// loads llama.cpp's backends from a folder; only its errors are printed
-inline void load_llama(const char * libraries) {
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
+inline void log_errors(bool on) {
+    llama_log_set(on ? [](ggml_log_level level, const char * text, void *) {
         if (level >= GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) {
             fputs(text, stdout);
         }
-    }, nullptr);
+    } : [](ggml_log_level, const char *, void *) {}, nullptr);
+}
+
+// What a cache has counted: of every layer and head the sums of a running statistic and the scores, and how many queries.
+struct counts {
+    std::vector<float>   values;
+    std::vector<int64_t> queries;
+
+    bool operator==(const counts & other) const {
+        return queries == other.queries && values.size() == other.values.size() && memcmp(values.data(), other.values.data(), values.size() * sizeof(float)) == 0;
+    }
+};
+
+// of the first slots of each head; columns: of the statistic that runs, or 0
+inline counts counts_of(const context & c, int32_t slots, int32_t columns) {
+    counts all;
+    for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
+        kvasir_layer_info info;
+        kvasir_cache_layer(c.cache, l, &info);
+        for (int32_t h = 0; h < info.n_head_kv; h++) {
+            kvasir_head_view view;
+            kvasir_cache_head(c.cache, l, 0, h, &view);
+            CHECK(*view.n_slots >= slots, "layer %d head %d has %d slots of %d", l, h, *view.n_slots, slots);
+            if (columns > 0) {
+                std::vector<float> sums((size_t) columns * (size_t) *view.n_slots);
+                int64_t n_queries = 0;
+                CHECK(kvasir_statistic_read(c.cache, l, 0, h, sums.data(), nullptr, &n_queries) == KVASIR_OK, "%s", kvasir_last_error());
+                all.queries.push_back(n_queries);
+                for (int32_t i = 0; i < columns; i++) {
+                    all.values.insert(all.values.end(), sums.begin() + (ptrdiff_t) i * *view.n_slots, sums.begin() + (ptrdiff_t) i * *view.n_slots + slots);
+                }
+            } else {
+                CHECK(kvasir_cache_scores(c.cache, l, 0, h) == KVASIR_OK, "%s", kvasir_last_error());
+                all.values.insert(all.values.end(), view.score, view.score + slots);
+            }
+        }
+    }
+    return all;
+}
+
+// Tokens that are aborted at every point of their graphs, or taken back, beside a cache that never saw them.
+class taken_back {
+public:
+    // per_query_head: of a statistic; -1: scores are tracked. aborts: the device asks llama.cpp's abort callback
+    taken_back(llama_model * model, kvasir_attention path, int32_t per_query_head, bool aborts)
+        : per_query_head_(per_query_head), aborts_(aborts), left_alone_(model, params(), true, path), c_(model, params(), true, path) {
+        const llama_vocab * vocab = llama_model_get_vocab(model);
+        CHECK(llama_vocab_n_tokens(vocab) > 0, "no vocabulary");
+        for (const context * c : {&left_alone_, &c_}) {
+            begin_counting(*c);
+            kvasir_layer_info info;
+            kvasir_cache_layer(c->cache, 0, &info);
+            columns_ = per_query_head < 0 ? 0 : 4 * (per_query_head ? info.n_head / info.n_head_kv : 1);
+        }
+    }
+
+    void run(const char * what) {
+        both(random_tokens(60, 1));
+        const counts before = counts_of(c_, pos_, columns_);
+        double sum = 0;
+        for (float x : before.values) {
+            sum += x;
+        }
+        CHECK(sum > 60, "%s: nothing was counted", what);
+        int32_t points = 0;
+        for (const int32_t n : {24, 1, 80}) { // a micro-batch, a decode step, three micro-batches
+            const bool marked = n > MICRO_BATCH;
+            for (int32_t calls = 0; aborts_; calls += n == 1 ? 3 : n == 24 ? 5 : 17) {
+                if (marked) {
+                    CHECK(kvasir_cache_mark(c_.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+                }
+                const bool aborted = decode_aborted(random_tokens((size_t) n, (uint32_t) (calls + n)), calls);
+                if (!aborted) {
+                    CHECK(calls > 20, "the graph of %d tokens asked for an abort %d times only", n, calls);
+                    CHECK(kvasir_cache_take_back(c_.cache) == KVASIR_OK, "%s", kvasir_last_error()); // without a mark: nothing
+                    CHECK((counts_of(c_, pos_, columns_) == before) == marked, "%s: %d tokens were %s", what, n, marked ? "not taken back" : "taken back without a mark");
+                    drop();
+                    if (!marked) { // it has been counted: begin again
+                        restore();
+                    }
+                    break;
+                }
+                points++;
+                CHECK(counts_of(c_, pos_, columns_) == before, "%s: %d tokens that were aborted at call %d of the callback have left a trace", what, n, calls);
+                CHECK(kvasir_cache_take_back(c_.cache) == KVASIR_OK, "%s", kvasir_last_error());
+                CHECK(counts_of(c_, pos_, columns_) == before, "%s: taking back what is taken back changed it", what);
+                drop();
+            }
+        }
+        CHECK(!aborts_ || points > 40, "%s: aborted at %d points only", what, points);
+
+        for (const size_t n : {1, 5, 80}) { // without a failure
+            CHECK(kvasir_cache_mark(c_.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+            c_.decode(random_tokens(n, 77), pos_);
+            CHECK(!(counts_of(c_, pos_, columns_) == before), "%s: %d tokens were not counted", what, (int) n);
+            CHECK(kvasir_cache_take_back(c_.cache) == KVASIR_OK, "%s", kvasir_last_error());
+            CHECK(counts_of(c_, pos_, columns_) == before, "%s: %d tokens that were taken back have left a trace", what, (int) n);
+            const counts after = counts_of(c_, pos_ + (int32_t) n, columns_);
+            CHECK(std::count_if(after.values.begin(), after.values.end(), [](float x) { return x != 0; }) <=
+                  std::count_if(before.values.begin(), before.values.end(), [](float x) { return x != 0; }), "%s: slots that came later are not left with zeros", what);
+            drop();
+        }
+        // a statistic that is started behind the mark gives way to the one before
+        CHECK(kvasir_cache_mark(c_.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+        const int32_t                 other[] = {2, 5};
+        const kvasir_statistic_params params  = {other, 2, -1, 0};
+        CHECK(kvasir_statistic_start(c_.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+        c_.decode(random_tokens(100, 78), pos_);
+        CHECK(kvasir_cache_take_back(c_.cache) == KVASIR_OK, "%s", kvasir_last_error());
+        CHECK(counts_of(c_, pos_, columns_) == before, "%s: the statistic of before the mark has not come back as it was", what);
+        int64_t n_queries = 0;
+        CHECK((kvasir_statistic_read(c_.cache, 0, 0, 0, nullptr, nullptr, &n_queries) == KVASIR_OK) == (columns_ > 0), "%s: whether a statistic runs: %s", what, kvasir_last_error());
+        drop();
+        // a mark that ends keeps what was counted
+        CHECK(kvasir_cache_mark(c_.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+        both(random_tokens(70, 79));
+        CHECK(kvasir_cache_mark(c_.cache, 0) == KVASIR_OK && kvasir_cache_take_back(c_.cache) == KVASIR_OK, "%s", kvasir_last_error());
+        both(random_tokens(5, 80));
+        for (int32_t i = 0; i < 5; i++) {
+            both({(llama_token) (30 + i)});
+        }
+        printf("  %s: aborted at %d points\n", what, points);
+    }
+
+private:
+    static constexpr int32_t MICRO_BATCH = 32;
+
+    int32_t per_query_head_, columns_ = 0;
+    bool    aborts_;
+    context left_alone_, c_;
+    int32_t pos_ = 0;
+
+    static llama_context_params params() {
+        llama_context_params p = context_params();
+        p.n_ubatch = MICRO_BATCH;
+        p.swa_full = true;
+        return p;
+    }
+
+    void begin_counting(const context & c) const {
+        static const int32_t bounds[] = {1, 16, 100};
+        const kvasir_statistic_params params = {bounds, 3, 30, per_query_head_};
+        if (per_query_head_ >= 0) {
+            CHECK(kvasir_statistic_start(c.cache, &params) == KVASIR_OK, "%s", kvasir_last_error());
+            return;
+        }
+        for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
+            kvasir_layer_info info;
+            kvasir_cache_layer(c.cache, l, &info);
+            for (int32_t h = 0; h < info.n_head_kv; h++) {
+                CHECK(kvasir_cache_track(c.cache, l, 0, h, 1) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+        }
+    }
+
+    void both(const std::vector<llama_token> & tokens) {
+        const auto expected = left_alone_.decode(tokens, pos_), got = c_.decode(tokens, pos_);
+        CHECK(expected == got, "what was taken back changed what came after position %d: KL %.3e", pos_, mean_kl(expected, got, c_.n_vocab));
+        pos_ += (int32_t) tokens.size();
+        CHECK(counts_of(left_alone_, pos_, columns_) == counts_of(c_, pos_, columns_), "what was taken back changed the counts at position %d", pos_);
+    }
+
+    // whether it was aborted, when the callback had been asked so often
+    bool decode_aborted(const std::vector<llama_token> & tokens, int32_t calls) {
+        int32_t left = calls;
+        llama_set_abort_callback(c_.c, [](void * data) { return (*(int32_t *) data)-- <= 0; }, &left);
+        llama_batch batch = llama_batch_init((int32_t) tokens.size(), 0, 1);
+        batch.n_tokens    = (int32_t) tokens.size();
+        for (int32_t i = 0; i < batch.n_tokens; i++) {
+            batch.token[i]     = tokens[(size_t) i];
+            batch.pos[i]       = pos_ + i;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i]    = 1;
+        }
+        int32_t             result = 0;
+        log_errors(false);
+        const kvasir_status status = kvasir_decode(c_.c, &batch, &result);
+        log_errors(true);
+        llama_batch_free(batch);
+        llama_set_abort_callback(c_.c, nullptr, nullptr);
+        CHECK(status == KVASIR_OK && (result == 0 || result == 2), "decode: %d, %s", result, kvasir_last_error());
+        return result == 2;
+    }
+
+    void drop() {
+        llama_memory_seq_rm(llama_get_memory(c_.c), 0, pos_, -1);
+        CHECK(kvasir_cache_truncate(c_.cache, 0, pos_) == KVASIR_OK, "%s", kvasir_last_error());
+    }
+
+    // from the beginning, as the other one
+    void restore() {
+        llama_memory_clear(llama_get_memory(c_.c), true);
+        begin_counting(c_);
+        c_.decode(random_tokens(60, 1), 0);
+    }
+};
+
+// loads llama.cpp's backends from a folder; only its errors are printed
+inline void load_llama(const char * libraries) {
+    log_errors(true);
     ggml_backend_load_all_from_path(libraries);
     llama_backend_init();
     CHECK(kvasir_init() == KVASIR_OK, "%s", kvasir_last_error());

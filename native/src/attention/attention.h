@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace kvasir {
 
@@ -14,6 +15,23 @@ struct row_format {
     int32_t   dim;       // elements of a row
     size_t    row_bytes; // ggml_row_size(type, dim)
     bool      tiled;     // K of f16 and bf16: tiles of 16 slots, element (slot, d) at [slot / 16][d][slot % 16]; else row after row
+};
+
+// Where a head's score or sums go before a query is added to them that may be taken back (layer::mark_counts).
+struct saved_counts {
+    const float * from    = nullptr;
+    size_t        stride  = 0;       // floats from one column to the next
+    int32_t       columns = 0, n = 0;
+    float *       to      = nullptr; // [columns][n]
+    bool          wanted  = false;   // they have not been saved yet
+
+    // By the thread that is about to add to them; one at a time.
+    void save() {
+        for (int32_t c = 0; wanted && c < columns; c++) {
+            memcpy(to + (size_t) c * (size_t) n, from + (size_t) c * stride, (size_t) n * sizeof(float));
+        }
+        wanted = false;
+    }
 };
 
 // One (layer, stream, KV head).
@@ -30,6 +48,7 @@ struct head_store {
     // the statistic, while it runs: [row][bucket][capacity] and [row][capacity]
     float *   buckets = nullptr;
     float *   recent = nullptr;
+    saved_counts saved;
 };
 
 struct statistic {

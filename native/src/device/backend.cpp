@@ -29,9 +29,14 @@ ggml_backend_t  unwrap(ggml_backend_t backend) { return backend && backend->guid
 
 const char * backend_name(ggml_backend_t backend) { return backend->device->iface.get_name(backend->device); }
 
+// What was made for the inner backend, its events and graphs, goes before it does.
 void backend_free(ggml_backend_t backend) {
-    llama().ggml_backend_free(inner_of(backend));
+    ggml_backend_t inner = inner_of(backend);
+    if (inner->iface.synchronize) {
+        inner->iface.synchronize(inner);
+    }
     delete self(backend);
+    llama().ggml_backend_free(inner);
     delete backend;
 }
 

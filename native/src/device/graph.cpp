@@ -263,7 +263,7 @@ void store_graph::prepare_append(const found_node & f) {
         l.query_pos.resize((size_t) n);
     }
     if (std::find(appended_.begin(), appended_.end(), &l) == appended_.end()) {
-        l.begin_append();
+        l.cache->begin_append(l);
         appended_.push_back(&l);
     }
     const placement & p = place(l, f.node->src[1]->type, cells, n);
@@ -342,6 +342,7 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
         x.stat = c.statistic_of(l);
         a.stat = &x.stat;
     }
+    l.prepare_to_save(c.statistic_on);
     x.attention = a;
     if (native) {
         x.cpu.plan(x.attention, n_threads, workspace_);
@@ -393,8 +394,13 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     const layer &  l     = *found_.front().l;
     kvasir_cache & cache = *l.cache;
     ggml_status    status = GGML_STATUS_FAILED;
+    const auto first = std::find_if(found_.begin(), found_.end(), [](const found_node & f) { return f.rows; });
+    if (first != found_.end()) {
+        cache.begin_graph(*first->l);
+    }
     try {
         if (gpu_ && on_gpu(l) && gpu_->begin(graph) != GGML_STATUS_SUCCESS) {
+            roll_back();
             return GGML_STATUS_FAILED;
         }
         require_room();
@@ -430,12 +436,10 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     return status;
 }
 
-// A token that was not computed leaves no slots behind.
+// A token that was not computed leaves no slots behind, and has been counted nowhere: on no device.
 void store_graph::roll_back() {
     write_placed();
-    for (layer * l : appended_) {
-        l->cancel_append();
-    }
+    found_.front().l->cache->cancel_micro_batch();
 }
 
 // The nodes become GGML_OP_CUSTOM for as long as the graph runs, so ggml's own threads execute them.

@@ -107,6 +107,7 @@ struct copy_2d {
     X(cuGraphLaunch, "", (graph_exec, stream) )                                                                        \
     X(cuGraphDestroy, "", (graph) )                                                                                    \
     X(cuGraphExecDestroy, "", (graph_exec) )                                                                           \
+    X(cuMemGetInfo, "_v2", (size_t *, size_t *) )                                                                      \
     X(cuMemAlloc, "_v2", (device_ptr *, size_t) )                                                                      \
     X(cuMemFree, "_v2", (device_ptr) )                                                                                 \
     X(cuMemHostAlloc, "", (void **, size_t, unsigned) )                                                                \

@@ -17,6 +17,7 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_mem
     column_bytes_ = whole_pages((size_t) n_cells * sizeof(int32_t));
     table_        = mapping(column_bytes_ * TABLE_COLUMNS * (size_t) n);
     heads.assign((size_t) n, head_store());
+    saved_.resize((size_t) n);
     lengths.assign((size_t) n, 0);
     max_cell.assign((size_t) n_stream, -1);
     slot_plus_1.assign((size_t) n, nullptr);
@@ -37,7 +38,7 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_mem
 
 // one column of the statistic of one head: n_cells floats
 float * layer::sums(int index, int32_t column) const {
-    return (float *) sums_.data() + ((size_t) index * sums_per_slot_ + column) * (size_t) n_cells;
+    return (float *) sums_.memory.data() + ((size_t) index * sums_.per_slot + column) * (size_t) n_cells;
 }
 
 int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
@@ -55,7 +56,7 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
         h.max_cell         = std::max(h.max_cell, cell);
         int32_t & most     = max_cell[(size_t) (index / n_head_kv)];
         most               = std::max(most, cell);
-        for (int32_t c = 0; c < sums_per_slot_; c++) {
+        for (int32_t c = 0; c < sums_.per_slot; c++) {
             sums(index, c)[slot] = 0;
         }
         return slot;
@@ -67,7 +68,7 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
         if (cache->statistic_on) {
             rows->reset_sums(index, slot);
         }
-        for (int32_t c = 0; c < sums_per_slot_; c++) {
+        for (int32_t c = 0; c < sums_.per_slot; c++) {
             sums(index, c)[slot] = 0;
         }
     }
@@ -122,7 +123,7 @@ void layer::write_placed() {
                 h.score[slot] = 0;
                 slot_plus_1[(size_t) i][cell] = ++slot;
             }
-            for (int32_t c = 0; c < sums_per_slot_; c++) {
+            for (int32_t c = 0; c < sums_.per_slot; c++) {
                 std::fill(sums(i, c) + before_[(size_t) i], sums(i, c) + slot, 0.0f);
             }
         }
@@ -174,6 +175,7 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
     if (n_slots == old_n) {
         return;
     }
+    slots_change();
     rows->keep(index, slots, n_slots, old_n);
     for (int32_t i = 0; i < old_n; i++) {
         slot_plus_1[index][h.cell[i]] = 0;
@@ -187,7 +189,7 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
         h.max_cell = std::max(h.max_cell, h.cell[i]);
         slot_plus_1[index][h.cell[i]] = i + 1;
     }
-    for (int32_t c = 0; c < sums_per_slot_; c++) {
+    for (int32_t c = 0; c < sums_.per_slot; c++) {
         float * column = sums(index, c);
         for (int32_t i = 0; i < n_slots; i++) {
             column[i] = column[slots[i]];
@@ -200,6 +202,7 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
 void layer::evict(int index, int32_t slot) {
     head_store &  h    = heads[index];
     const int32_t last = h.n - 1;
+    slots_change();
     slot_plus_1[index][h.cell[slot]] = 0;
     if (slot != last) {
         rows->move(index, last, slot);
@@ -207,7 +210,7 @@ void layer::evict(int index, int32_t slot) {
         h.pos[slot]   = h.pos[last];
         h.score[slot] = h.score[last];
         slot_plus_1[index][h.cell[slot]] = slot + 1;
-        for (int32_t c = 0; c < sums_per_slot_; c++) {
+        for (int32_t c = 0; c < sums_.per_slot; c++) {
             sums(index, c)[slot] = sums(index, c)[last];
         }
         h.ascending = false;
@@ -241,6 +244,7 @@ void layer::truncate(int32_t stream, int32_t first_cell) {
 }
 
 void layer::clear() {
+    slots_change();
     for (size_t i = 0; i < heads.size(); i++) {
         head_store & h = heads[i];
         h.max_cell  = -1;
@@ -253,13 +257,14 @@ void layer::clear() {
     if (rows) {
         rows->clear();
     }
-    for (const mapping * m : {&table_, &sums_}) {
+    for (const mapping * m : {&table_, &sums_.memory}) {
         memory_release(m->data(), m->data() + m->size()); // the slot tables read as empty when they are zero
     }
 }
 
 void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
     std::vector<int32_t> wanted = lengths;
+    slots_change();
     if (is_k) {
         max_cell[(size_t) to] = max_cell[(size_t) from];
     }
@@ -295,30 +300,34 @@ size_t layer::resident_bytes() const {
     for (size_t i = 0; i < heads.size(); i++) {
         const int32_t n = touched_[i];
         bytes += whole_pages((size_t) n * sizeof(int32_t)) * 3 + whole_pages((size_t) (heads[i].max_cell + 1) * sizeof(int32_t)) +
-                 (size_t) n * sizeof(float) * (size_t) sums_per_slot_;
+                 (size_t) n * sizeof(float) * (size_t) (sums_.per_slot + sums_aside_.per_slot) + saved_[i].size * sizeof(float);
     }
     return bytes;
 }
 
 void layer::start_sums(const statistic & stat) {
-    n_queries     = 0;
-    sums_on_host_ = !rows->start_sums(stat);
-    if (!sums_on_host_) {
-        return;
-    }
+    const bool    on_host = !rows->start_sums(stat);
     const int32_t columns = stat.rows * (stat.n_bounds + 1 + (stat.recent_from >= 0 ? 1 : 0));
-    sums_          = mapping((size_t) columns * (size_t) n_cells * heads.size() * sizeof(float));
-    sums_per_slot_ = columns;
+    if (on_host) {
+        sums_.memory   = mapping((size_t) columns * (size_t) n_cells * heads.size() * sizeof(float));
+        sums_.per_slot = columns;
+    }
+    sums_.on_host = on_host;
+    n_queries     = 0;
+    point_to_sums(stat);
+}
+
+void layer::point_to_sums(const statistic & stat) {
     for (size_t i = 0; i < heads.size(); i++) {
-        heads[i].buckets = sums((int) i, 0);
-        heads[i].recent  = stat.recent_from >= 0 ? sums((int) i, stat.rows * (stat.n_bounds + 1)) : nullptr;
+        heads[i].buckets = sums_.per_slot > 0 ? sums((int) i, 0) : nullptr;
+        heads[i].recent  = sums_.per_slot > 0 && stat.recent_from >= 0 ? sums((int) i, stat.rows * (stat.n_bounds + 1)) : nullptr;
     }
 }
 
 void layer::read_sums(int index, const statistic & stat, bool recent, float * to) const {
     const head_store & h       = heads[(size_t) index];
     const int32_t      buckets = stat.rows * (stat.n_bounds + 1), first = recent ? buckets : 0, count = recent ? stat.rows : buckets;
-    if (!sums_on_host_) {
+    if (!sums_.on_host) {
         rows->read_sums(index, first, count, h.n, to);
         return;
     }
@@ -328,8 +337,9 @@ void layer::read_sums(int index, const statistic & stat, bool recent, float * to
 }
 
 void layer::stop_sums(const statistic & stat) {
-    if (!sums_on_host_) {
+    if (!sums_.on_host) {
         rows->stop_sums();
+        sums_ = statistic_sums();
         return;
     }
     for (size_t i = 0; i < heads.size(); i++) {
@@ -341,10 +351,129 @@ void layer::stop_sums(const statistic & stat) {
                 h.score[slot] += column[slot] / (float) stat.rows;
             }
         }
+    }
+    drop_sums();
+}
+
+void layer::drop_sums() {
+    if (!sums_.on_host) {
+        rows->drop_sums();
+    }
+    sums_ = statistic_sums();
+    for (head_store & h : heads) {
         h.buckets = h.recent = nullptr;
     }
-    sums_          = mapping();
-    sums_per_slot_ = 0;
+}
+
+void layer::set_sums_aside() {
+    if (!sums_.on_host) {
+        rows->set_sums_aside();
+    }
+    sums_aside_ = std::move(sums_);
+    sums_       = statistic_sums();
+    for (head_store & h : heads) { // nothing is added to these any more: what has not been saved is what it was at the mark
+        if (h.saved.wanted) {
+            h.saved = saved_counts();
+        }
+    }
+    may_be_saved_ = true;
+}
+
+void layer::bring_sums_back() {
+    drop_sums();
+    sums_ = std::move(sums_aside_);
+    sums_aside_ = statistic_sums();
+    if (!sums_.on_host) {
+        rows->bring_sums_back();
+    }
+    point_to_sums(cache->statistic_of(*this));
+}
+
+void layer::drop_sums_aside() {
+    if (!sums_aside_.on_host) {
+        rows->drop_sums_aside();
+    }
+    sums_aside_ = statistic_sums();
+}
+
+// ---- taking back what was counted ----
+
+void layer::mark_counts() {
+    end_mark();
+    marked_n_       = lengths;
+    marked_queries_ = n_queries;
+    marked_         = true;
+    rows->mark_counts();
+}
+
+void layer::end_mark() {
+    if (!marked_) {
+        return;
+    }
+    marked_ = may_be_saved_ = false;
+    for (head_store & h : heads) {
+        h.saved = saved_counts();
+    }
+    rows->end_mark();
+}
+
+// Slots get other numbers, or go: what is saved by slot is of no use any more.
+void layer::slots_change() {
+    if (cache->marked) {
+        cache->end_mark();
+    } else {
+        end_mark();
+    }
+}
+
+void layer::prepare_to_save(bool statistic_on) {
+    if (!marked_ || may_be_saved_ || rows->accumulates() || (!statistic_on && n_tracked == 0)) {
+        return;
+    }
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store & h = heads[i];
+        if ((!statistic_on && !h.track) || marked_n_[i] == 0) {
+            continue;
+        }
+        saved_counts s;
+        s.from    = statistic_on ? h.buckets : h.score; // what recent queries added lies behind the buckets
+        s.stride  = statistic_on ? (size_t) n_cells : 0;
+        s.columns = statistic_on ? sums_.per_slot : 1;
+        s.n       = marked_n_[i];
+        const size_t size = (size_t) s.columns * (size_t) s.n;
+        saved_memory & memory = saved_[i];
+        if (memory.size < size || memory.size > 4 * size + 4096) { // a head grows by a slot with each token
+            memory = saved_memory();
+            const size_t room = size + size / 8 + 64;
+            memory.data.reset(new float[room]);
+            memory.size = room;
+        }
+        s.to     = memory.data.get();
+        s.wanted = true;
+        h.saved  = s;
+    }
+    may_be_saved_ = true;
+}
+
+void layer::take_back_counts() {
+    if (!marked_) {
+        return;
+    }
+    n_queries = marked_queries_;
+    rows->take_back_counts();
+    for (size_t i = 0; i < heads.size(); i++) {
+        head_store &         h = heads[i];
+        const saved_counts & s = h.saved;
+        const int32_t        n = std::min(marked_n_[i], h.n);
+        for (int32_t c = 0; s.to && !s.wanted && c < s.columns; c++) {
+            memcpy(const_cast<float *>(s.from) + (size_t) c * s.stride, s.to + (size_t) c * (size_t) s.n, (size_t) n * sizeof(float));
+        }
+        std::fill(h.score + n, h.score + h.n, 0.0f);
+        for (int32_t c = 0; c < sums_.per_slot; c++) {
+            std::fill(sums((int) i, c) + n, sums((int) i, c) + h.n, 0.0f);
+        }
+        h.saved.wanted = s.to != nullptr; // to be saved again, should more be added
+    }
 }
 
 } // namespace kvasir
@@ -399,14 +528,38 @@ void kvasir_cache::start_statistic(const kvasir_statistic_params & params) {
             throw error(KVASIR_INVALID_ARGUMENT, format("bounds must be positive and ascend: bounds[%d] = %d", i, params.bounds[i]));
         }
     }
-    stop_statistic();
+    if (marked && !replaced) {
+        replaced = {statistic_on, per_query_head, recent_from, bounds};
+        for (auto & l : layers) {
+            l->set_sums_aside();
+        }
+    } else if (marked) { // started a second time since the mark: nothing of this one comes back
+        for (auto & l : layers) {
+            l->drop_sums();
+        }
+    } else {
+        stop_statistic();
+    }
+    statistic_on = false;
     bounds.assign(params.bounds, params.bounds + params.n_bounds);
     recent_from    = params.recent_from;
     per_query_head = params.per_query_head != 0;
-    for (auto & l : layers) {
-        l->start_sums(statistic_of(*l));
-    }
+    start_sums();
     statistic_on = true;
+}
+
+// In all layers, or in none.
+void kvasir_cache::start_sums() {
+    try {
+        for (auto & l : layers) {
+            l->start_sums(statistic_of(*l));
+        }
+    } catch (...) {
+        for (auto & l : layers) {
+            l->drop_sums();
+        }
+        throw;
+    }
 }
 
 kvasir::statistic kvasir_cache::statistic_of(const layer & l) const {
@@ -424,7 +577,83 @@ void kvasir_cache::stop_statistic() {
         return;
     }
     for (auto & l : layers) {
+        l->end_mark();
         l->stop_sums(statistic_of(*l));
     }
+    drop_replaced();
     statistic_on = false;
+}
+
+void kvasir_cache::drop_replaced() {
+    if (replaced) {
+        replaced.reset();
+        for (auto & l : layers) {
+            l->drop_sums_aside();
+        }
+    }
+}
+
+void kvasir_cache::mark_counts() {
+    drop_replaced();
+    for (auto & l : layers) {
+        l->mark_counts();
+    }
+    marked = true;
+}
+
+void kvasir_cache::end_mark() {
+    if (!marked) {
+        return;
+    }
+    marked = false;
+    drop_replaced();
+    for (auto & l : layers) {
+        l->end_mark();
+    }
+}
+
+void kvasir_cache::take_back_counts() {
+    if (!marked) {
+        return;
+    }
+    if (replaced) {
+        statistic_on   = replaced->on;
+        per_query_head = replaced->per_query_head;
+        recent_from    = replaced->recent_from;
+        bounds         = std::move(replaced->bounds);
+        replaced.reset();
+        for (auto & l : layers) {
+            l->bring_sums_back();
+        }
+    }
+    for (auto & l : layers) {
+        l->take_back_counts();
+    }
+}
+
+void kvasir_cache::begin_graph(const layer & first) {
+    if (std::find(micro_batch.begin(), micro_batch.end(), &first) != micro_batch.end()) {
+        micro_batch.clear();
+    }
+}
+
+void kvasir_cache::begin_append(layer & l) {
+    l.begin_append();
+    if (!marked) {
+        l.mark_counts();
+    }
+    micro_batch.push_back(&l);
+}
+
+void kvasir_cache::cancel_micro_batch() {
+    if (marked) {
+        take_back_counts();
+    }
+    for (layer * l : micro_batch) {
+        if (!marked) {
+            l->take_back_counts();
+        }
+        l->cancel_append();
+    }
+    micro_batch.clear();
 }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -96,17 +97,43 @@ struct layer {
     void    start_sums(const statistic & stat);
     void    read_sums(int index, const statistic & stat, bool recent, float * to) const; // [columns][slots]
     void    stop_sums(const statistic & stat); // its totals become the scores
+    void    drop_sums();                       // as if it had never been started
+    // The sums of the statistic that runs stay as they are while another one is started, until they are brought back or dropped.
+    void    set_sums_aside();
+    void    bring_sums_back();
+    void    drop_sums_aside();
+
+    // What queries add to scores and sums from a mark on can be taken back, bit for bit; slots that came after it are left with
+    // zeros. Nothing is copied before a query is added: what the slots of the mark had is saved then, once. A keep, an eviction
+    // or a cleared layer ends the mark.
+    void    mark_counts();
+    void    prepare_to_save(bool statistic_on); // before a graph adds to the layer's scores or sums; throws std::bad_alloc
+    void    take_back_counts();
+    void    end_mark();
 
 private:
     mapping table_; // the slot tables of all heads
     size_t  column_bytes_ = 0;      // one array of one head's table, whole pages
     std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose part of the table is in use, held or not
     std::vector<int32_t> before_;   // [n_stream][n_head_kv] slots at begin_append
-    mapping sums_;  // the statistic of all heads, while it runs
-    int32_t sums_per_slot_ = 0;
-    bool    sums_on_host_  = true;
+    struct statistic_sums { // of all heads, while it runs
+        mapping memory;
+        int32_t per_slot = 0;
+        bool    on_host  = true;
+    };
+    struct saved_memory {
+        std::unique_ptr<float[]> data;
+        size_t                   size = 0; // floats
+    };
+    statistic_sums            sums_, sums_aside_;
+    bool                      marked_ = false, may_be_saved_ = false; // may_be_saved_: heads know where their counts go
+    std::vector<int32_t>      marked_n_;                              // [n_stream][n_head_kv] slots at the mark
+    int64_t                   marked_queries_ = 0;
+    std::vector<saved_memory> saved_;                                 // [n_stream][n_head_kv]
 
     float * sums(int index, int32_t column) const;
+    void    point_to_sums(const statistic & stat);
+    void    slots_change();
     void    set_length(int index, int32_t n) { heads[(size_t) index].n = lengths[(size_t) index] = n; }
     void    release_tail(int index); // returns the memory of slots >= n
 };
@@ -132,6 +159,18 @@ struct kvasir_cache {
     bool                 per_query_head = false;
     int32_t              recent_from = -1;
     std::vector<int32_t> bounds;
+
+    // what it was at the mark, when it has been started since; its sums are set aside
+    struct statistic_at_mark {
+        bool                 on = false;
+        bool                 per_query_head = false;
+        int32_t              recent_from = -1;
+        std::vector<int32_t> bounds;
+    };
+    std::optional<statistic_at_mark> replaced;
+
+    bool                         marked = false;  // by kvasir_cache_mark; else every micro-batch has a mark of its own
+    std::vector<kvasir::layer *> micro_batch;     // the layers that the one that is computed has given slots to, so far
 
     std::map<ggml_backend_dev_t, std::shared_ptr<kvasir::cuda::cuda_store>> gpus; // what its layers on one GPU share
 
@@ -167,4 +206,18 @@ struct kvasir_cache {
     kvasir::statistic statistic_of(const kvasir::layer & l) const;
     void start_statistic(const kvasir_statistic_params & params);
     void stop_statistic();
+
+    void mark_counts();
+    void take_back_counts(); // to the mark of kvasir_cache_mark
+    void end_mark();
+
+    // A micro-batch is one graph for each device, or several. first: the first layer that a graph gives slots to; where it has
+    // got some from the micro-batch already, another one begins.
+    void begin_graph(const kvasir::layer & first);
+    void begin_append(kvasir::layer & l);
+    void cancel_micro_batch();            // what it gave to the layers so far, and has counted
+
+private:
+    void start_sums();
+    void drop_replaced();
 };

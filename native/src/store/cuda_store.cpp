@@ -56,6 +56,12 @@ bool device_buffer::reserve(size_t bytes) {
     return true;
 }
 
+void device_buffer::allocate(size_t bytes) {
+    free();
+    check(cu().cuMemAlloc(&address_, std::max<size_t>(bytes, 1)), "device memory for the statistic");
+    size_ = bytes;
+}
+
 void device_buffer::free() {
     if (address_) {
         cu().cuMemFree(address_);
@@ -188,7 +194,7 @@ device_ptr cuda_store::columns() {
     std::vector<statistic_columns> all;
     bool any = false;
     for (const cuda_rows * rows : rows_) {
-        all.push_back(rows ? rows->columns_ : statistic_columns{});
+        all.push_back(rows ? rows->sums_.columns : statistic_columns{});
         any = any || all.back().buckets;
     }
     return any ? upload(all.data(), all.size() * sizeof all[0]) : 0;
@@ -218,6 +224,15 @@ void cuda_store::run_queued() {
         const move_params p{(const layer_pages *) layers(), (const statistic_columns *) columns(), (const move_item *) upload(moves_.data(), moves_.size() * sizeof moves_[0])};
         const launch l = move_launch((int32_t) moves_.size());
         device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    }
+    if (!clears_.empty()) { // of slots that moves have left, or that come to another token
+        const clear_params p{(const statistic_columns *) columns(), (const move_item *) upload(clears_.data(), clears_.size() * sizeof clears_[0]), (int32_t) clears_.size()};
+        if (p.columns) {
+            const launch l = clear_sums_launch(p.n_items);
+            device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+        }
+        clears_.clear();
+        clears_held_ = false;
     }
     if (!keeps_.empty() || !moved_.empty()) {
         for (cuda_rows * rows : rows_) {
@@ -293,7 +308,7 @@ void cuda_store::fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch 
     size_t floats = 0;
     const auto rows_of = [&](const kvasir_fetch & item) { return static_cast<cuda_rows *>(cache.layers[(size_t) item.layer]->rows.get()); };
     const auto count = [&](const kvasir_fetch & item) {
-        const statistic_columns & c = rows_of(item)->columns_;
+        const statistic_columns & c = rows_of(item)->sums_.columns;
         return (size_t) item.n_slots * (item.what == KVASIR_READ_STATISTIC ? (size_t) (c.rows * (c.n_bounds + 1)) : 1);
     };
     bool changing = false;
@@ -309,7 +324,7 @@ void cuda_store::fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch 
         return;
     }
     current_context current(device_.primary());
-    if (changing) { // else what waits for other heads goes on waiting for more, to be launched together
+    if (changing || !clears_.empty()) { // else what waits for other heads goes on waiting for more, to be launched together
         run_queued();
     }
     const size_t   n_spans = wanted[KVASIR_READ_SCORES].size() + wanted[KVASIR_READ_VALUE_NORMS].size();
@@ -336,7 +351,7 @@ void cuda_store::fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch 
     }
     for (kvasir_fetch * item : wanted[KVASIR_READ_STATISTIC]) {
         cuda_rows * rows = rows_of(*item);
-        rows->copy_sums(rows->layer_.index(stream, item->head), 0, rows->columns_.rows * (rows->columns_.n_bounds + 1), item->n_slots, data);
+        rows->copy_sums(rows->layer_.index(stream, item->head), 0, rows->sums_.columns.rows * (rows->sums_.columns.n_bounds + 1), item->n_slots, data);
         item->data = data;
         data += count(*item);
     }
@@ -391,7 +406,9 @@ cuda_rows::~cuda_rows() {
         }
         store_->remove(this);
         device_table_.free();
-        sums_.free();
+        sums_  = statistic_sums();
+        aside_ = statistic_sums();
+        saved_memory_.free();
     });
 }
 
@@ -417,6 +434,7 @@ size_t cuda_rows::growth(const int32_t * n) {
 void cuda_rows::reserve(const int32_t * n) {
     const size_t more = growth(n);
     limit().require(more);
+    widen_sums(n);
     if (more == 0) { // a page holds many tokens
         return;
     }
@@ -470,7 +488,7 @@ void cuda_rows::trim() {
 
 // A keep or a move sees the tables of before the pages that were taken since, and none of another one for the same head.
 void cuda_rows::keep(int head, const int32_t * slots, int32_t n, int32_t n_before) {
-    if (queued_[(size_t) head] != NOTHING || !store_->words_.empty()) {
+    if (queued_[(size_t) head] != NOTHING || !store_->words_.empty() || !store_->clears_.empty()) {
         current_context current(store_->device_.primary());
         store_->run_queued();
     }
@@ -483,7 +501,7 @@ void cuda_rows::keep(int head, const int32_t * slots, int32_t n, int32_t n_befor
 
 void cuda_rows::move(int head, int32_t from, int32_t to) {
     std::vector<move_item> & moves = moves_[(size_t) head];
-    if (queued_[(size_t) head] == KEEP || !store_->words_.empty() || moves.size() >= MOST_MOVES) {
+    if (queued_[(size_t) head] == KEEP || !store_->words_.empty() || store_->clears_held_ || moves.size() >= MOST_MOVES) {
         current_context current(store_->device_.primary());
         store_->run_queued();
     }
@@ -522,6 +540,9 @@ void cuda_rows::clear() {
         give_back(head, 0);
     }
     std::fill(unlabelled_.begin(), unlabelled_.end(), (uint8_t) 0);
+    if (sums_.columns.buckets) {
+        check(cu().cuMemsetD8Async(sums_.memory.at(), 0, sums_.memory.size(), store_->queue_), "clearing the statistic");
+    }
     store_->return_memory();
 }
 
@@ -607,7 +628,7 @@ void cuda_rows::label() {
 
 void cuda_rows::flush() { store_->flush(); }
 
-size_t cuda_rows::resident_bytes() const { return row_bytes() + sums_.size(); }
+size_t cuda_rows::resident_bytes() const { return row_bytes() + sums_.memory.size() + aside_.memory.size() + saved_memory_.size(); }
 
 bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
     fetch("store_value_norms", head, SIDE_V, first, n, norms, sizeof(float));
@@ -621,43 +642,88 @@ bool cuda_rows::read_scores(int head, int32_t n, float * scores) {
 
 // ---- the statistic ----
 
+int64_t cuda_rows::sums_capacity(int32_t slots) const {
+    constexpr int64_t multiple = 256;
+    return std::min<int64_t>((std::max<int64_t>(slots, 1) + multiple - 1) / multiple * multiple, (int64_t) stride_ * PAGE_SLOTS);
+}
+
+// Columns of zeros for so many slots, of the shape of other ones.
+void cuda_rows::allocate_sums(statistic_sums & sums, const statistic_columns & shape, int64_t capacity) const {
+    const size_t column  = (size_t) capacity * sizeof(float);
+    const size_t buckets = held_.size() * (size_t) shape.rows * (size_t) (shape.n_bounds + 1) * column;
+    const size_t bytes   = buckets + (shape.recent ? held_.size() * (size_t) shape.rows * column : 0);
+    if (!leaves_reserve(bytes)) {
+        throw error(KVASIR_OUT_OF_MEMORY, kvasir::format("the device has no memory left for the statistic of layer %d, which takes %.1f MiB: profile a shorter prompt, or choose a policy "
+                                                         "that does not profile", layer_.il, (double) bytes / (1 << 20)));
+    }
+    sums.memory.allocate(bytes);
+    check(cu().cuMemsetD8Async(sums.memory.at(), 0, bytes, store_->queue_), "the statistic's memory");
+    sums.columns = {(float *) sums.memory.at(), shape.recent ? (float *) sums.memory.at(buckets) : nullptr, shape.n_bounds, shape.rows, capacity};
+}
+
+// the first bytes of every column
+void cuda_rows::copy_columns(const statistic_sums & from, const statistic_sums & to, size_t bytes) {
+    const statistic_columns & a = from.columns, & b = to.columns;
+    const auto copy = [&](const float * source, float * target, size_t rows) {
+        copy_2d c{};
+        c.from  = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) source, nullptr, (size_t) a.capacity * sizeof(float)};
+        c.to    = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) target, nullptr, (size_t) b.capacity * sizeof(float)};
+        c.bytes = bytes;
+        c.rows  = rows;
+        check(cu().cuMemcpy2DAsync(&c, store_->queue_), "copying the statistic");
+    };
+    if (bytes > 0) {
+        copy(a.buckets, b.buckets, held_.size() * (size_t) a.rows * (size_t) (a.n_bounds + 1));
+        if (a.recent) {
+            copy(a.recent, b.recent, held_.size() * (size_t) a.rows);
+        }
+    }
+}
+
 bool cuda_rows::start_sums(const statistic & stat) {
     current_context current(store_->device_.primary());
-    sums_.free();
-    const int32_t rows = stat.rows, n_bounds = stat.n_bounds;
-    const bool    recent = stat.recent_from >= 0;
-    bounds_.reserve(std::max<size_t>((size_t) n_bounds, 1) * sizeof(int32_t));
+    store_->run_queued(); // with the sums that they are meant for
+    statistic_sums sums;
+    const int32_t  n_bounds = stat.n_bounds;
+    sums.bounds.allocate(std::max<size_t>((size_t) n_bounds, 1) * sizeof(int32_t));
     if (n_bounds > 0) {
         const device_ptr bounds = store_->upload(stat.bounds, (size_t) n_bounds * sizeof(int32_t));
-        check(cu().cuMemcpyDtoDAsync(bounds_.at(), bounds, (size_t) n_bounds * sizeof(int32_t), store_->queue_), "the statistic's bounds");
+        check(cu().cuMemcpyDtoDAsync(sums.bounds.at(), bounds, (size_t) n_bounds * sizeof(int32_t), store_->queue_), "the statistic's bounds");
     }
-    const size_t capacity = (size_t) stride_ * PAGE_SLOTS, column = capacity * sizeof(float);
-    const size_t buckets = held_.size() * (size_t) rows * (size_t) (n_bounds + 1) * column;
-    const size_t bytes   = buckets + (recent ? held_.size() * (size_t) rows * column : 0);
-    sums_.reserve(bytes);
-    check(cu().cuMemsetD8Async(sums_.at(), 0, bytes, store_->queue_), "the statistic's memory");
-    columns_ = {(float *) sums_.at(), recent ? (float *) sums_.at(buckets) : nullptr, n_bounds, rows, (int64_t) capacity};
+    float one = 0;
+    const statistic_columns shape{nullptr, stat.recent_from >= 0 ? &one : nullptr, n_bounds, stat.rows, 0};
+    allocate_sums(sums, shape, sums_capacity(*std::max_element(layer_.lengths.begin(), layer_.lengths.end())));
+    sums_ = std::move(sums);
     return true;
 }
 
-void cuda_rows::clear_sums(int head, int32_t first, int32_t n) {
-    if (!columns_.buckets || n <= 0) {
+// Room for the sums of n slots of each head. They grow with the prompt: a context has room for many times as much.
+void cuda_rows::widen_sums(const int32_t * n) {
+    const int32_t longest = sums_.columns.buckets ? *std::max_element(n, n + n_heads()) : 0;
+    if (longest <= sums_.columns.capacity) {
         return;
     }
-    const auto clear = [&](float * columns, int32_t count) {
-        for (int32_t c = 0; columns && c < count; c++) {
-            check(cu().cuMemsetD8Async((device_ptr) (columns + ((size_t) head * count + c) * (size_t) columns_.capacity + first), 0, (size_t) n * sizeof(float), store_->queue_),
-                  "clearing the statistic");
-        }
-    };
-    clear(columns_.buckets, columns_.rows * (columns_.n_bounds + 1));
-    clear(columns_.recent, columns_.rows);
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    statistic_sums wider;
+    allocate_sums(wider, sums_.columns, sums_capacity(std::max(longest, (int32_t) (sums_.columns.capacity / 2 * 3))));
+    copy_columns(sums_, wider, (size_t) sums_.columns.capacity * sizeof(float));
+    store_->synchronize();
+    std::swap(sums_.memory, wider.memory);
+    sums_.columns = wider.columns;
+}
+
+void cuda_rows::clear_sums(int head, int32_t first, int32_t n) {
+    if (sums_.columns.buckets && n > 0) {
+        store_->clears_.push_back({index_, head, first, first + n});
+    }
 }
 
 void cuda_rows::reset_sums(int head, int32_t slot) {
-    current_context current(store_->device_.primary());
-    store_->run_queued();
-    clear_sums(head, slot, 1);
+    if (sums_.columns.buckets) {
+        clear_sums(head, slot, 1);
+        store_->clears_held_ = store_->clears_held_ || slot < layer_.lengths[(size_t) head];
+    }
 }
 
 void cuda_rows::read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {
@@ -672,12 +738,12 @@ void cuda_rows::read_sums(int head, int32_t first, int32_t count, int32_t n, flo
 
 // columns of all buckets, or of what recent queries added
 void cuda_rows::copy_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {
-    const int32_t in_buckets = columns_.rows * (columns_.n_bounds + 1);
-    const float * from = first < in_buckets ? columns_.buckets + ((size_t) head * in_buckets + first) * (size_t) columns_.capacity
-                                            : columns_.recent + ((size_t) head * columns_.rows + first - in_buckets) * (size_t) columns_.capacity;
+    const int32_t in_buckets = sums_.columns.rows * (sums_.columns.n_bounds + 1);
+    const float * from = first < in_buckets ? sums_.columns.buckets + ((size_t) head * in_buckets + first) * (size_t) sums_.columns.capacity
+                                            : sums_.columns.recent + ((size_t) head * sums_.columns.rows + first - in_buckets) * (size_t) sums_.columns.capacity;
     const size_t  bytes = (size_t) n * sizeof(float);
     copy_2d       copy{};
-    copy.from  = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) from, nullptr, (size_t) columns_.capacity * sizeof(float)};
+    copy.from  = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) from, nullptr, (size_t) sums_.columns.capacity * sizeof(float)};
     copy.to    = {0, 0, MEMORY_HOST, sums, 0, nullptr, bytes};
     copy.bytes = bytes;
     copy.rows  = (size_t) count;
@@ -685,7 +751,7 @@ void cuda_rows::copy_sums(int head, int32_t first, int32_t count, int32_t n, flo
 }
 
 void cuda_rows::stop_sums() {
-    if (!columns_.buckets) {
+    if (!sums_.columns.buckets) {
         return;
     }
     current_context current(store_->device_.primary());
@@ -697,12 +763,138 @@ void cuda_rows::stop_sums() {
         }
     }
     store_->put_step(step);
-    const statistic_totals_params p{pages(), columns_.buckets, n_heads(), columns_.n_bounds, columns_.rows, columns_.capacity};
+    const statistic_totals_params p{pages(), sums_.columns.buckets, n_heads(), sums_.columns.n_bounds, sums_.columns.rows, sums_.columns.capacity};
     const launch                  l = statistic_totals_launch(p.pages, n_heads());
     store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
     store_->synchronize();
-    sums_.free();
-    columns_ = {};
+    sums_ = statistic_sums();
+}
+
+void cuda_rows::drop_sums() {
+    current_context current(store_->device_.primary());
+    if (sums_.columns.buckets) {
+        store_->run_queued();
+        store_->synchronize();
+    }
+    sums_ = statistic_sums();
+}
+
+void cuda_rows::set_sums_aside() {
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    aside_ = std::move(sums_);
+    sums_  = statistic_sums();
+}
+
+void cuda_rows::bring_sums_back() {
+    drop_sums();
+    sums_  = std::move(aside_);
+    aside_ = statistic_sums();
+}
+
+void cuda_rows::drop_sums_aside() {
+    current_context current(store_->device_.primary());
+    if (aside_.columns.buckets) {
+        store_->synchronize();
+    }
+    aside_ = statistic_sums();
+}
+
+// ---- taking back what was counted ----
+
+void cuda_rows::mark_counts() {
+    marked_   = true;
+    saved_    = false;
+    marked_n_ = layer_.lengths;
+}
+
+void cuda_rows::end_mark() { marked_ = saved_ = false; }
+
+int64_t cuda_rows::longest_at_mark() const { return *std::max_element(marked_n_.begin(), marked_n_.end()); }
+
+void cuda_rows::save_counts() {
+    if (!marked_ || saved_ || aside_.columns.buckets) { // set aside: what was at the mark
+        return;
+    }
+    saved_spans_.clear();
+    if (sums_.columns.buckets) {
+        if (longest_at_mark() > 0) {
+            statistic_sums saved;
+            saved.memory.swap(saved_memory_);
+            const statistic_columns & c = sums_.columns;
+            const size_t column = (size_t) longest_at_mark() * sizeof(float), n_buckets = held_.size() * (size_t) c.rows * (size_t) (c.n_bounds + 1);
+            const size_t bytes = (n_buckets + (c.recent ? held_.size() * (size_t) c.rows : 0)) * column;
+            if (bytes > saved.memory.size()) {
+                store_->synchronize();
+                saved.memory.allocate(bytes);
+            }
+            saved.columns = {(float *) saved.memory.at(), c.recent ? (float *) saved.memory.at(n_buckets * column) : nullptr, c.n_bounds, c.rows, longest_at_mark()};
+            copy_columns(sums_, saved, column);
+            saved_memory_.swap(saved.memory);
+        }
+        saved_ = true;
+        return;
+    }
+    int64_t at = 0;
+    for (int head = 0; layer_.n_tracked > 0 && head < n_heads(); head++) {
+        if (layer_.heads[(size_t) head].track && marked_n_[(size_t) head] > 0) {
+            saved_spans_.push_back({index_, head, 0, marked_n_[(size_t) head], 0, 0, at});
+            at += marked_n_[(size_t) head];
+        }
+    }
+    if (at > 0) {
+        if ((size_t) at * sizeof(float) > saved_memory_.size()) {
+            store_->synchronize();
+            saved_memory_.reserve((size_t) at * sizeof(float));
+        }
+        const auto *      layers = (const layer_pages *) store_->layers();
+        const span_params p{layers, (const span_item *) store_->upload(saved_spans_.data(), saved_spans_.size() * sizeof saved_spans_[0]), (char *) saved_memory_.at()};
+        const launch      l = span_launch("store_scores", (int32_t) saved_spans_.size(), (int32_t) longest_at_mark());
+        store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    }
+    saved_ = true;
+}
+
+// Scores of slots from a buffer; of a span that begins before it: zeros.
+void cuda_rows::put_scores(const std::vector<span_item> & spans, device_ptr from) {
+    int32_t longest = 0;
+    for (const span_item & s : spans) {
+        longest = std::max(longest, s.n);
+    }
+    if (longest > 0) {
+        const auto *      layers = (const layer_pages *) store_->layers();
+        const span_params p{layers, (const span_item *) store_->upload(spans.data(), spans.size() * sizeof spans[0]), (char *) from};
+        const launch      l = span_launch("store_put_scores", (int32_t) spans.size(), longest);
+        store_->device_.launch(store_->queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
+    }
+}
+
+void cuda_rows::take_back_counts() {
+    if (!marked_) {
+        return;
+    }
+    current_context current(store_->device_.primary());
+    store_->run_queued();
+    if (saved_ && sums_.columns.buckets && longest_at_mark() > 0) {
+        const statistic_columns & c = sums_.columns;
+        const size_t column = (size_t) longest_at_mark() * sizeof(float), n_buckets = held_.size() * (size_t) c.rows * (size_t) (c.n_bounds + 1);
+        statistic_sums saved;
+        saved.columns = {(float *) saved_memory_.at(), c.recent ? (float *) saved_memory_.at(n_buckets * column) : nullptr, c.n_bounds, c.rows, longest_at_mark()};
+        copy_columns(saved, sums_, column);
+    }
+    if (saved_) {
+        put_scores(saved_spans_, saved_memory_.at());
+    }
+    std::vector<span_item> later;
+    for (int head = 0; head < n_heads(); head++) {
+        const int32_t n = layer_.lengths[(size_t) head], first = std::min(marked_n_[(size_t) head], n);
+        clear_sums(head, first, n - first);
+        if (n > first && layer_.heads[(size_t) head].track) {
+            later.push_back({index_, head, first, n - first, 0, 0, -1});
+        }
+    }
+    put_scores(later, 0);
+    saved_ = false;
 }
 
 } // namespace kvasir::cuda

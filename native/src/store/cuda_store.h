@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 struct kvasir_cache;
@@ -33,10 +34,18 @@ class device_buffer {
 public:
     device_buffer() = default;
     ~device_buffer();
-    device_buffer(const device_buffer &) = delete;
-    device_buffer & operator=(const device_buffer &) = delete;
+    device_buffer(device_buffer && other) noexcept { swap(other); }
+    device_buffer & operator=(device_buffer && other) noexcept {
+        swap(other);
+        return *this;
+    }
+    void swap(device_buffer & other) noexcept {
+        std::swap(address_, other.address_);
+        std::swap(size_, other.size_);
+    }
 
     bool       reserve(size_t bytes); // true: the address has changed. The device must not be using the old memory
+    void       allocate(size_t bytes); // just as much, in place of what there was
     void       free();
     device_ptr at(size_t offset = 0) const { return address_ + offset; }
     size_t     size() const { return size_; }
@@ -122,6 +131,8 @@ private:
     bool                   kept_ = false; // since memory was returned last
     std::vector<std::pair<cuda_rows *, int32_t>> moved_; // heads with moves
     std::vector<move_item> moves_;                        // of all of them, for one launch
+    std::vector<move_item> clears_;                       // [from, to) of a head's sums
+    bool                   clears_held_ = false;          // slots among them hold something
 
     int32_t  add(cuda_rows * rows, int n_heads, uint32_t page_bytes); // returns the first of its heads
     void     remove(cuda_rows * rows);
@@ -156,6 +167,13 @@ public:
     void   reset_sums(int head, int32_t slot) override;
     void   read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) override;
     void   stop_sums() override;
+    void   drop_sums() override;
+    void   set_sums_aside() override;
+    void   bring_sums_back() override;
+    void   drop_sums_aside() override;
+    void   mark_counts() override;
+    void   take_back_counts() override;
+    void   end_mark() override;
     bool   accumulates() const override { return true; }
     bool   read_scores(int head, int32_t n, float * scores) override;
     bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
@@ -166,8 +184,11 @@ public:
     int32_t                   first_head() const { return first_head_; }
     int32_t                   n_heads() const { return (int32_t) held_.size(); }
     const layer &             books() const { return layer_; }
-    const statistic_columns & columns() const { return columns_; }
-    const int32_t *           bounds() const { return (const int32_t *) bounds_.at(); } // of the statistic
+    const statistic_columns & columns() const { return sums_.columns; }
+    const int32_t *           bounds() const { return (const int32_t *) sums_.bounds.at(); } // of the statistic
+
+    // A graph is about to add to scores or sums: see layer::mark_counts. Launches only.
+    void save_counts();
 
 private:
     friend class cuda_store;
@@ -185,8 +206,16 @@ private:
     std::vector<uint8_t>        exact_;  // [head] after a keep no page may stay in reserve
     std::vector<uint8_t>        unlabelled_; // [head] cells and positions of its slots are not on the device
     bool                        any_unlabelled_ = false;
-    statistic_columns           columns_{};
-    device_buffer               sums_, bounds_;
+    // The statistic of all heads: columns of as many slots as are held, and some more.
+    struct statistic_sums {
+        device_buffer     memory, bounds;
+        statistic_columns columns{};
+    };
+    statistic_sums              sums_, aside_;
+    bool                        marked_ = false, saved_ = false;
+    std::vector<int32_t>        marked_n_;    // [head] slots at the mark
+    std::vector<span_item>      saved_spans_; // of tracked scores
+    device_buffer               saved_memory_; // [head][column][longest of marked_n_], or scores
 
     void give_back(int head, int32_t pages);
     void span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data);
@@ -194,6 +223,12 @@ private:
     void copy_sums(int head, int32_t first, int32_t count, int32_t n, float * sums);
     void label();
     void clear_sums(int head, int32_t first, int32_t n);
+    int64_t sums_capacity(int32_t slots) const;
+    void allocate_sums(statistic_sums & sums, const statistic_columns & shape, int64_t capacity) const;
+    void widen_sums(const int32_t * n);
+    void copy_columns(const statistic_sums & from, const statistic_sums & to, size_t bytes);
+    int64_t longest_at_mark() const;
+    void put_scores(const std::vector<span_item> & spans, device_ptr from);
 };
 
 } // namespace kvasir::cuda

@@ -44,10 +44,17 @@ public:
     virtual size_t resident_bytes() const { return row_bytes_; }     // and the statistic, where it lies here
 
     // What a device accumulates by itself. false: the layer does it, on the host.
-    virtual bool start_sums(const statistic & stat) { return false; }
+    virtual bool start_sums(const statistic & stat) { return false; } // throws, and then none are started
     virtual void reset_sums(int head, int32_t slot) {}                          // the slot has been given to another token
     virtual void read_sums(int head, int32_t first, int32_t count, int32_t n, float * sums) {} // columns [rows][n_bounds + 1], then recent's [rows]
     virtual void stop_sums() {}                                                 // the totals become the scores
+    virtual void drop_sums() {}
+    virtual void set_sums_aside() {}                                            // layer's functions of the same names
+    virtual void bring_sums_back() {}
+    virtual void drop_sums_aside() {}
+    virtual void mark_counts() {}
+    virtual void take_back_counts() {}
+    virtual void end_mark() {}
     virtual bool accumulates() const { return false; }                          // that it does, sums and scores
     virtual bool read_scores(int head, int32_t n, float * scores) { return false; }
     virtual bool value_norms(int head, int32_t first, int32_t n, float * norms) { return false; }

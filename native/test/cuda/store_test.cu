@@ -245,6 +245,26 @@ void run(int32_t dim, int32_t type_k, int32_t type_v, uint32_t seed) {
         }
         expect(ok, "move", format, seed);
         expect(sums, "move: the statistic", format, seed);
+
+        // clear the sums of some slots; layer 1 has none
+        std::vector<move_item> clears;
+        for (int32_t h = 0; h < heads; h++) {
+            const int32_t n = layers[0].n[(size_t) h];
+            clears.push_back({0, h, n / 3, n / 3 + 1});
+            clears.push_back({0, h, n / 2, n});
+        }
+        clears.push_back({1, 0, 0, 1});
+        device_array<move_item> d_clears(clears);
+        start(clear_sums_launch((int32_t) clears.size()), clear_params{columns.data, d_clears.data, (int32_t) clears.size()});
+        CHECK(cudaDeviceSynchronize());
+        std::vector<float> want_buckets = moved_buckets;
+        for (const move_item & x : clears) {
+            for (int32_t r = 0; x.layer == 0 && r < rows * (n_bounds + 1); r++) {
+                const size_t row = ((size_t) x.head * rows * (n_bounds + 1) + r) * capacity;
+                std::fill(want_buckets.begin() + (ptrdiff_t) (row + (size_t) x.from), want_buckets.begin() + (ptrdiff_t) (row + (size_t) x.to), 0.0f);
+            }
+        }
+        expect(same_bits(d_buckets.get(), want_buckets), "clear_sums", format, seed);
         paged_store want[] = {layers[0], layers[1]};
         layers[0].pool = d0.pool.get();
         layers[1].pool = d1.pool.get();
@@ -337,6 +357,21 @@ void run(int32_t dim, int32_t type_k, int32_t type_v, uint32_t seed) {
             }
         }
         same_slots("scatter and labels");
+
+        // the scores of before, but of every third head: zeros
+        std::vector<span_item> put = flat;
+        for (size_t i = 0; i < put.size(); i += 3) {
+            put[i].at = -1;
+        }
+        device_array<span_item> d_put(put);
+        start(span_launch("store_put_scores", n_items, longest), span_params{d_layers.data, d_put.data, (char *) scores.data});
+        CHECK(cudaDeviceSynchronize());
+        for (size_t i = 0; i < put.size(); i++) {
+            for (int32_t r = 0; r < put[i].n; r++) {
+                layers[(size_t) put[i].layer].score(put[i].head, put[i].first + r) = put[i].at < 0 ? 0 : got_scores[(size_t) (put[i].at + r)];
+            }
+        }
+        same_slots("put_scores");
     }
 
     // whole pages
@@ -372,7 +407,7 @@ int main(int argc, char ** argv) {
     const uint32_t seed = argc > 1 ? (uint32_t) atoi(argv[1]) : 1;
 #define KERNEL(name) kernels()[#name] = (const void *) name;
     KERNEL(store_append) KERNEL(store_keep) KERNEL(store_move) KERNEL(store_gather) KERNEL(store_scatter) KERNEL(store_value_norms)
-    KERNEL(store_scores) KERNEL(store_labels) KERNEL(store_zero_pages) KERNEL(store_move_pages)
+    KERNEL(store_scores) KERNEL(store_put_scores) KERNEL(store_clear_sums) KERNEL(store_labels) KERNEL(store_zero_pages) KERNEL(store_move_pages)
     uint32_t s = seed * 100;
     for (int32_t dim : {64, 80, 96, 128, 256}) {
         for (int32_t types = 0; types < (dim % Q8_BLOCK ? 1 : 4); types++) {

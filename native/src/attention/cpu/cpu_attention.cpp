@@ -178,6 +178,9 @@ void cpu_attention::plan(const attention_node & node, int n_threads, cpu_workspa
     s.n_threads = n_threads;
     s.workspace = &workspace;
     s.decode = node.n_tokens <= decode_tokens;
+    for (int32_t i = 0; !s.decode && i < node.n_stream * node.n_head_kv; i++) {
+        node.heads[i].saved.save(); // a prompt takes far longer
+    }
     s.units.clear();
     s.work.resize((size_t) node.n_stream * node.n_head_kv);
     if (s.decode) {
@@ -209,6 +212,7 @@ void cpu_attention::run(int ith, int nth) noexcept {
         if (s.decode) {
             kernels.decode(job, unit, u, scratch);
             if (s.count[unit.head].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+                job.node.heads[unit.head].saved.save();
                 kernels.decode_merge(job, unit.head, scratch);
             }
             continue;

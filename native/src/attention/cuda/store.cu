@@ -295,6 +295,20 @@ extern "C" __global__ void __launch_bounds__(128) store_move(const __grid_consta
     }
 }
 
+// a warp has an item
+extern "C" __global__ void __launch_bounds__(CLEAR_ITEMS * 32) store_clear_sums(const __grid_constant__ clear_params p) {
+    const int32_t i = blockIdx.x * CLEAR_ITEMS + (int32_t) threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (i >= p.n_items) {
+        return;
+    }
+    const move_item item = p.items[i];
+    const sums s = sums_of(p.columns, item.layer, item.head);
+    const int32_t rows = s.n_buckets + s.n_recent, n = item.to - item.from;
+    for (int64_t x = lane; x < (int64_t) rows * n; x += 32) { // one slot: a lane has a row
+        s.row((int32_t) (x / n))[item.from + x % n] = 0.0f;
+    }
+}
+
 namespace {
 
 // Between a page and rows as ggml has them: [scale, 32 elements] of q8_0, or halves. 16-bit units; a block of q8_0 has 17.
@@ -376,6 +390,15 @@ extern "C" __global__ void __launch_bounds__(STORE_THREADS) store_scores(const _
     const int32_t r = blockIdx.x * BLOCK_SLOTS + threadIdx.x, slot = item.first + r;
     if (threadIdx.x < BLOCK_SLOTS && r < item.n) {
         ((float *) p.data)[item.at + r] = ((const float *) (page_of(l, item.head, slot) + l.format.score))[slot % PAGE_SLOTS];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(STORE_THREADS) store_put_scores(const __grid_constant__ span_params p) {
+    const span_item item = p.items[blockIdx.y];
+    const layer_pages & l = p.layers[item.layer];
+    const int32_t r = blockIdx.x * BLOCK_SLOTS + threadIdx.x, slot = item.first + r;
+    if (threadIdx.x < BLOCK_SLOTS && r < item.n) {
+        ((float *) (page_of(l, item.head, slot) + l.format.score))[slot % PAGE_SLOTS] = item.at < 0 ? 0.0f : ((const float *) p.data)[item.at + r];
     }
 }
 

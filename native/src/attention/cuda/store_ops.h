@@ -49,6 +49,13 @@ struct move_params {
     const move_item *         items;
 };
 
+// slots [from, to) of heads: their sums begin at zero again
+struct clear_params {
+    const statistic_columns * columns; // [layer]
+    const move_item *         items;
+    int32_t                   n_items;
+};
+
 enum span_side : int32_t { SIDE_K = 0, SIDE_V = 1 };
 
 // slots [first, first + n) of a head, and where their data lie in the flat buffer
@@ -56,12 +63,12 @@ struct span_item {
     int32_t layer, head, first, n;
     int32_t side; // gather, scatter
     int32_t pad;
-    int64_t at;   // gather, scatter: bytes; value_norms, scores, labels: elements
+    int64_t at;   // gather, scatter: bytes; value_norms, scores, labels: elements; put_scores: negative for zeros
 };
 struct span_params {
     const layer_pages * layers;
     const span_item *   items;
-    char *              data; // gather, scatter: rows as ggml has them, even offsets; value_norms, scores: float; labels: token_label
+    char *              data; // gather, scatter: rows as ggml has them, even offsets; value_norms, scores, put_scores: float; labels: token_label
 };
 
 struct page_list_params {
@@ -70,7 +77,7 @@ struct page_list_params {
     uint32_t        bytes; // of a page
 };
 
-constexpr int32_t APPEND_TOKENS = 32, STORE_THREADS = 256;
+constexpr int32_t APPEND_TOKENS = 32, STORE_THREADS = 256, CLEAR_ITEMS = 4; // of a CTA
 
 inline launch append_launch(const append_params & p) {
     return {"store_append", (uint32_t) ((p.n_tokens + APPEND_TOKENS - 1) / APPEND_TOKENS), (uint32_t) p.pages.n_head_kv, (uint32_t) STORE_THREADS,
@@ -80,7 +87,8 @@ inline launch append_launch(const append_params & p) {
 constexpr uint32_t keep_shared(const page_format & f) { return f.cell / 2 + 3 * BLOCK_SLOTS * 4; }
 inline launch keep_launch(int32_t n_items, uint32_t largest_keep_shared) { return {"store_keep", (uint32_t) n_items, 1, (uint32_t) STORE_THREADS, largest_keep_shared}; }
 inline launch move_launch(int32_t n_items) { return {"store_move", (uint32_t) n_items, 1, 128, 0}; }
-inline launch span_launch(const char * kernel, int32_t n_items, int32_t longest) { // store_gather, _scatter, _value_norms, _scores or _labels
+inline launch clear_sums_launch(int32_t n_items) { return {"store_clear_sums", (uint32_t) ((n_items + CLEAR_ITEMS - 1) / CLEAR_ITEMS), 1, (uint32_t) (CLEAR_ITEMS * 32), 0}; }
+inline launch span_launch(const char * kernel, int32_t n_items, int32_t longest) { // store_gather, _scatter, _value_norms, _scores, _put_scores or _labels
     return {kernel, (uint32_t) ((longest + BLOCK_SLOTS - 1) / BLOCK_SLOTS), (uint32_t) n_items, (uint32_t) STORE_THREADS, 0};
 }
 inline launch zero_pages_launch(int32_t n_pages) { return {"store_zero_pages", (uint32_t) n_pages, 1, (uint32_t) STORE_THREADS, 0}; }

@@ -106,6 +106,7 @@ void add(const float * values, float share, int32_t first, int32_t last, float *
 // the query heads of the group or their sum.
 void add_weights(const attention_node & a, head_store & h, const std::vector<int32_t> & order, int32_t stream, int32_t first, int32_t n_tokens, int32_t n_rows, int32_t n_heads,
                  const float * by_row) {
+    h.saved.save();
     const int32_t     group  = a.n_head / a.n_head_kv;
     const statistic * stat   = a.stat;
     const bool        apart  = stat && stat->rows > 1;

@@ -2,6 +2,7 @@
 
 #include "../../error.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -33,6 +34,19 @@ current_context::current_context(context c) {
 }
 
 current_context::~current_context() { cu().cuCtxSetCurrent(before_); }
+
+bool leaves_reserve(size_t bytes) {
+    constexpr size_t least = (size_t) 128 << 20, most = (size_t) 1 << 30, share = 64;
+    size_t free = 0, total = 0;
+    check(cu().cuMemGetInfo(&free, &total), "the free memory of the CUDA device");
+    const size_t reserve = std::clamp(total / share, least, most);
+    return free >= reserve && bytes <= free - reserve;
+}
+
+std::shared_mutex & captures() {
+    static std::shared_mutex mutex;
+    return mutex;
+}
 
 gpu::gpu(int index) {
 #if !defined(KVASIR_CUDA)

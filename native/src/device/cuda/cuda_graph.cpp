@@ -701,6 +701,9 @@ ggml_status cuda_graph::run(ggml_cgraph * graph, bool capture) {
         }
     }
     const ggml_status status = run_segment(graph, index, capture);
+    if (status != GGML_STATUS_SUCCESS) {
+        return status; // and nothing has been counted
+    }
     if (few && tracking_) {
         uint32_t heads = 0;
         for (const operation & o : operations_) {
@@ -741,6 +744,7 @@ bool cuda_graph::make_ready(cuda::graph recorded) {
 // All but the first segment, which has begun. false: it could not be recorded, and nothing of it has been computed
 bool cuda_graph::capture(ggml_cgraph * graph) {
     drop_capture();
+    const std::shared_lock<std::shared_mutex> recording(captures());
     if (cu().cuStreamBeginCapture(store_->queue(), CAPTURE_RELAXED) != SUCCESS) {
         return false;
     }
@@ -792,7 +796,14 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
     fill_step(host);
     store_->flush();
     store_->put_step(step_);
-    const bool few = operations_.front().shape.kernel[0] != 0;
+    const bool           few   = operations_.front().shape.kernel[0] != 0;
+    const kvasir_cache & cache = *operations_.front().l->cache;
+    // A graph for few tokens over all layers adds to scores at its very end: nothing can fail after that.
+    if ((statistic_ || tracking_) && (cache.marked || !few || operations_.size() < cache.layers.size())) {
+        for (operation & op : operations_) {
+            op.rows->save_counts();
+        }
+    }
     if (!again || !few || tracking_ || tracked || settled_addresses_ != store_->addresses()) {
         settled_addresses_ = 0; // until all is prepared
         settle_addresses();
