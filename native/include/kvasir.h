@@ -226,6 +226,10 @@ KVASIR_API int32_t kvasir_cache_n_layers(const struct kvasir_cache * cache) KVAS
 KVASIR_API enum kvasir_status kvasir_cache_layer(const struct kvasir_cache * cache, int32_t layer, struct kvasir_layer_info * info) KVASIR_NOEXCEPT;
 KVASIR_API enum kvasir_status kvasir_cache_head(const struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, struct kvasir_head_view * view) KVASIR_NOEXCEPT;
 KVASIR_API enum kvasir_status kvasir_cache_bytes(const struct kvasir_cache * cache, struct kvasir_bytes * bytes) KVASIR_NOEXCEPT;
+// What went wrong in a function of llama.cpp that writes to the cache and reports nothing: llama_state_seq_set_data, and
+// llama_memory_seq_cp, which copies at the beginning of the next kvasir_decode. KVASIR_OK: nothing did. It is told once, here or by
+// the next kvasir_decode, which fails with it. A stream that could not be copied to is empty in the layers concerned.
+KVASIR_API enum kvasir_status kvasir_cache_failure(struct kvasir_cache * cache) KVASIR_NOEXCEPT;
 // Bounds the memory of the K and V rows of all layers together, kvasir_bytes.row_bytes; 0, as at first: no bound. The bound is
 // checked before memory is taken: tokens whose rows would exceed it make kvasir_decode fail with KVASIR_OUT_OF_MEMORY, and
 // llama_state_seq_set_data and llama_memory_seq_cp the next kvasir_decode. As where there is no memory indeed, the micro-batch

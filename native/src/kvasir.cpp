@@ -329,6 +329,13 @@ kvasir_status kvasir_cache_bytes(const kvasir_cache * cache, kvasir_bytes * byte
     });
 }
 
+kvasir_status kvasir_cache_failure(kvasir_cache * cache) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        cache->report_failure();
+    });
+}
+
 kvasir_status kvasir_cache_limit(kvasir_cache * cache, int64_t bytes) noexcept {
     return guarded([&] {
         require(cache != nullptr, "cache is NULL");

@@ -3,6 +3,12 @@
 #include "contexts.h"
 
 #include <functional>
+#include <numeric>
+
+#if defined(__linux__)
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
 
 using namespace kvasir_test;
 
@@ -296,6 +302,48 @@ void test_taken_back() {
     taken_back(m.ours, KVASIR_ATTENTION_NATIVE, -1, true).run("tracked scores");
 }
 
+void test_copied() {
+    model_file m(synthetic_model{});
+    copy_streams(m.ours, KVASIR_ATTENTION_NATIVE);
+}
+
+#if defined(__linux__)
+// With address space for the statistic of some layers only: none is started.
+void test_no_room_for_the_statistic() {
+    synthetic_model shape;
+    shape.n_layer = 4;
+    model_file m(shape);
+    llama_context_params params = context_params();
+    params.n_ctx = 16384;
+    context c(m.ours, params, true);
+    c.decode(random_tokens(100, 1), 0);
+    const kvasir_bytes before = bytes_of(c);
+    std::vector<int32_t> bounds(2000);
+    std::iota(bounds.begin(), bounds.end(), 1);
+    const kvasir_statistic_params large = {bounds.data(), (int32_t) bounds.size(), -1, 0}, small = {bounds.data(), 3, -1, 0};
+    const rlim_t layer = (rlim_t) 2001 * 16384 * 2 * sizeof(float);
+    rlimit now{};
+    long   pages = 0;
+    FILE * f = fopen("/proc/self/statm", "r");
+    CHECK(f && fscanf(f, "%ld", &pages) == 1 && getrlimit(RLIMIT_AS, &now) == 0, "the size of the process is not known");
+    fclose(f);
+    const rlimit some = {(rlim_t) pages * (rlim_t) sysconf(_SC_PAGESIZE) + layer * 5 / 2, now.rlim_max};
+    CHECK(setrlimit(RLIMIT_AS, &some) == 0, "no limit could be set");
+    const kvasir_status status = kvasir_statistic_start(c.cache, &large);
+    CHECK(setrlimit(RLIMIT_AS, &now) == 0, "the limit stays");
+    CHECK(status == KVASIR_OUT_OF_MEMORY, "status %d: %s", status, kvasir_last_error());
+    CHECK(bytes_of(c).resident_bytes == before.resident_bytes, "%lld bytes, %lld before", (long long) bytes_of(c).resident_bytes, (long long) before.resident_bytes);
+    CHECK(kvasir_statistic_read(c.cache, 0, 0, 0, nullptr, nullptr, nullptr) == KVASIR_INVALID_ARGUMENT, "a statistic runs that could not be started");
+    c.decode(random_tokens(50, 2), 100);
+    CHECK(bytes_of(c).resident_bytes - bytes_of(c).row_bytes < 4 * (before.resident_bytes - before.row_bytes), "%lld bytes of books", (long long) (bytes_of(c).resident_bytes - bytes_of(c).row_bytes));
+    CHECK(kvasir_statistic_start(c.cache, &small) == KVASIR_OK, "%s", kvasir_last_error());
+    c.decode(random_tokens(50, 3), 150);
+    int64_t n_queries = 0;
+    CHECK(kvasir_statistic_read(c.cache, 3, 0, 1, nullptr, nullptr, &n_queries) == KVASIR_OK && n_queries == 50, "%lld queries", (long long) n_queries);
+    CHECK(kvasir_statistic_stop(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+}
+#endif
+
 // ---- what must be refused ----
 
 void expect(kvasir_status wanted, const char * word, llama_model * model, const llama_context_params & params) {
@@ -357,7 +405,11 @@ int main(int argc, char ** argv) {
     }
     const std::pair<const char *, std::function<void()>> tests[] = {
         {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
-        {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"taken back", test_taken_back}, {"refusals", test_refusals}};
+        {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"taken back", test_taken_back}, {"copied", test_copied},
+#if defined(__linux__)
+        {"no room for the statistic", test_no_room_for_the_statistic},
+#endif
+        {"refusals", test_refusals}};
     for (const auto & [name, test] : tests) {
         if (only.empty() || only == name) {
             printf("%s\n", name);

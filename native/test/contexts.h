@@ -335,26 +335,26 @@ struct counts {
     }
 };
 
-// of the first slots of each head; columns: of the statistic that runs, or 0
-inline counts counts_of(const context & c, int32_t slots, int32_t columns) {
+// of the first slots of each head of a stream; columns: of the statistic that runs, or 0
+inline counts counts_of(const context & c, int32_t slots, int32_t columns, int32_t stream = 0) {
     counts all;
     for (int32_t l = 0; l < kvasir_cache_n_layers(c.cache); l++) {
         kvasir_layer_info info;
         kvasir_cache_layer(c.cache, l, &info);
         for (int32_t h = 0; h < info.n_head_kv; h++) {
             kvasir_head_view view;
-            kvasir_cache_head(c.cache, l, 0, h, &view);
+            kvasir_cache_head(c.cache, l, stream, h, &view);
             CHECK(*view.n_slots >= slots, "layer %d head %d has %d slots of %d", l, h, *view.n_slots, slots);
             if (columns > 0) {
                 std::vector<float> sums((size_t) columns * (size_t) *view.n_slots);
                 int64_t n_queries = 0;
-                CHECK(kvasir_statistic_read(c.cache, l, 0, h, sums.data(), nullptr, &n_queries) == KVASIR_OK, "%s", kvasir_last_error());
+                CHECK(kvasir_statistic_read(c.cache, l, stream, h, sums.data(), nullptr, &n_queries) == KVASIR_OK, "%s", kvasir_last_error());
                 all.queries.push_back(n_queries);
                 for (int32_t i = 0; i < columns; i++) {
                     all.values.insert(all.values.end(), sums.begin() + (ptrdiff_t) i * *view.n_slots, sums.begin() + (ptrdiff_t) i * *view.n_slots + slots);
                 }
             } else {
-                CHECK(kvasir_cache_scores(c.cache, l, 0, h) == KVASIR_OK, "%s", kvasir_last_error());
+                CHECK(kvasir_cache_scores(c.cache, l, stream, h) == KVASIR_OK, "%s", kvasir_last_error());
                 all.values.insert(all.values.end(), view.score, view.score + slots);
             }
         }
@@ -519,6 +519,98 @@ private:
         c_.decode(random_tokens(60, 1), 0);
     }
 };
+
+// A sequence that is copied to another stream: rows, slots, scores and sums go with it, or nothing does.
+inline void copy_streams(llama_model * model, kvasir_attention path) {
+    llama_context_params params = context_params();
+    params.n_seq_max  = 2;
+    params.kv_unified = false;
+    params.n_ctx      = 2 * 512;
+    for (const int32_t per_query_head : {-1, 0}) {
+        context c(model, params, true, path);
+        const int32_t n_layers = kvasir_cache_n_layers(c.cache);
+        const auto    for_each_head = [&](const auto & f) {
+            for (int32_t l = 0; l < n_layers; l++) {
+                kvasir_layer_info info;
+                kvasir_cache_layer(c.cache, l, &info);
+                for (int32_t h = 0; h < info.n_head_kv; h++) {
+                    f(l, h);
+                }
+            }
+        };
+        const int32_t                 bounds[] = {1, 16, 100};
+        const kvasir_statistic_params counting = {bounds, 3, 30, per_query_head};
+        if (per_query_head < 0) { // of the first sequence only: what the other one has was copied
+            for_each_head([&](int32_t l, int32_t h) { CHECK(kvasir_cache_track(c.cache, l, 0, h, 1) == KVASIR_OK, "%s", kvasir_last_error()); });
+        } else {
+            CHECK(kvasir_statistic_start(c.cache, &counting) == KVASIR_OK, "%s", kvasir_last_error());
+        }
+        c.decode(random_tokens(200, 1), 0, 0);
+        c.decode(random_tokens(250, 2), 0, 1);
+        evict_randomly(c.cache, 3, 0.3);
+        const auto slots_of = [&](int32_t stream, int32_t l, int32_t h) {
+            kvasir_head_view view;
+            kvasir_cache_head(c.cache, l, stream, h, &view);
+            return *view.n_slots;
+        };
+        int32_t least = INT32_MAX;
+        for_each_head([&](int32_t l, int32_t h) { least = std::min(least, slots_of(0, l, h)); });
+        const int32_t columns = per_query_head < 0 ? 0 : 4;
+        const counts  before  = counts_of(c, least, columns, 0);
+        // what is copied stays below what the other stream had, but not with a limit below what is held
+        CHECK(kvasir_cache_failure(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+        llama_memory_seq_rm(llama_get_memory(c.c), 1, 0, -1);
+        CHECK(kvasir_cache_truncate(c.cache, 1, 0) == KVASIR_OK, "%s", kvasir_last_error());
+        CHECK(kvasir_cache_limit(c.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+        llama_memory_seq_cp(llama_get_memory(c.c), 0, 1, -1, -1);
+        std::vector<float> logits;
+        const llama_token  token = 5;
+        log_errors(false);
+        const kvasir_status refused = c.try_decode(&token, 1, 200, logits, 1);
+        log_errors(true);
+        CHECK(refused == KVASIR_OUT_OF_MEMORY, "status %d: %s", refused, kvasir_last_error());
+        for_each_head([&](int32_t l, int32_t h) { CHECK(slots_of(1, l, h) == 0, "layer %d head %d has %d slots of a stream that could not be copied", l, h, slots_of(1, l, h)); });
+        CHECK(counts_of(c, least, columns, 0) == before, "a copy that was refused changed the scores");
+        CHECK(kvasir_cache_failure(c.cache) == KVASIR_OK, "told twice: %s", kvasir_last_error());
+        CHECK(kvasir_cache_limit(c.cache, 0) == KVASIR_OK, "%s", kvasir_last_error());
+
+        llama_memory_seq_rm(llama_get_memory(c.c), 1, 0, -1);
+        llama_memory_seq_cp(llama_get_memory(c.c), 0, 1, -1, -1);
+        if (per_query_head >= 0) { // the token that makes llama.cpp copy is not counted in the copy
+            CHECK(kvasir_cache_mark(c.cache, 1) == KVASIR_OK, "%s", kvasir_last_error());
+        }
+        const auto a = c.decode({5}, 200, 1);
+        const counts copied = counts_of(c, least, columns, 1);
+        if (per_query_head < 0) {
+            CHECK(copied == before, "the scores of a copied sequence are not those of the sequence");
+        } else { // and the copied stream's sums go on from those of the sequence
+            double more = 0, was = 0;
+            for (size_t i = 0; i < copied.values.size(); i++) {
+                CHECK(copied.values[i] >= before.values[i], "a sum of %.5f where the sequence has %.5f", copied.values[i], before.values[i]);
+                more += copied.values[i] - before.values[i];
+                was += before.values[i];
+            }
+            CHECK(was > 100 && more > 0 && more < (double) copied.queries.size(), "the copy's sums are %.3f more than %.3f", more, was);
+        }
+        for_each_head([&](int32_t l, int32_t h) {
+            kvasir_head_view x, y;
+            kvasir_cache_head(c.cache, l, 0, h, &x);
+            kvasir_cache_head(c.cache, l, 1, h, &y);
+            CHECK(*y.n_slots == *x.n_slots + 1 && memcmp(x.pos, y.pos, (size_t) *x.n_slots * sizeof(int32_t)) == 0, "layer %d head %d: %d slots, the copy has %d", l, h, *x.n_slots, *y.n_slots);
+        });
+        const auto   b  = c.decode({5}, 200, 0);
+        const double kl = mean_kl(b, a, c.n_vocab);
+        CHECK(kl < NOISE_FLOOR, "the copy goes on differently: KL %.3e", kl);
+    }
+    // what a function of llama.cpp cannot report is known right after it
+    context c(model, params, true, path);
+    c.decode(random_tokens(100, 1), 0, 0);
+    std::vector<uint8_t> state(llama_state_seq_get_size(c.c, 0));
+    CHECK(llama_state_seq_get_data(c.c, state.data(), state.size(), 0) == state.size(), "size of the state");
+    CHECK(kvasir_cache_limit(c.cache, 1) == KVASIR_OK && kvasir_cache_failure(c.cache) == KVASIR_OK, "%s", kvasir_last_error());
+    llama_state_seq_set_data(c.c, state.data(), state.size(), 1);
+    CHECK(kvasir_cache_failure(c.cache) == KVASIR_OUT_OF_MEMORY, "a state that found no memory: %s", kvasir_last_error());
+}
 
 // loads llama.cpp's backends from a folder; only its errors are printed
 inline void load_llama(const char * libraries) {

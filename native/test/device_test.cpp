@@ -835,6 +835,11 @@ void test_taken_back() {
     taken_back(m.ours, path, -1, on_cpu).run("tracked scores");
 }
 
+void test_copied() {
+    model_file m(synthetic_model{});
+    copy_streams(m.ours, path);
+}
+
 void test_split() {
     if (on_cpu) {
         return; // there is but one
@@ -909,7 +914,7 @@ int main(int argc, char ** argv) {
     const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
-                          {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"split", test_split, false}};
+                          {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
         if (wanted == NATIVE && (on_cpu || !*kvasir_kernels(device_name.c_str()))) {
             continue; // context_test has the CPU's

@@ -403,9 +403,9 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
             roll_back();
             return GGML_STATUS_FAILED;
         }
+        cache.report_failure();
         require_room();
         for (const found_node & f : found_) {
-            cache.report_failure();
             if (f.rows) {
                 prepare_append(f);
             } else {

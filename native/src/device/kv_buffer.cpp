@@ -79,8 +79,8 @@ row_range rows_of(const ggml_tensor * tensor, size_t offset, size_t size) {
     side *              s    = (side *) root->extra;
     const size_t        row  = root->nb[1];
     offset += (const char *) tensor->data - (const char *) root->data;
-    if (offset % row != 0 || size % row != 0 || !s->owner->configured()) {
-        // nothing can be reported from here; an access that is not by rows leaves the store as it is
+    if (offset % row != 0 || size % row != 0 || !s->owner->configured()) { // it leaves the store as it is
+        attempt(s->owner->cache, [&] { throw error(KVASIR_UNSUPPORTED, format("an access to parts of rows of the KV cache of layer %d", s->owner->il)); });
         return {s, 0, 0};
     }
     return {s, (int64_t) (offset / row), (int64_t) (size / row)};
@@ -185,7 +185,9 @@ bool buffer_cpy_tensor(ggml_backend_buffer_t, const ggml_tensor * src, ggml_tens
     if (a % stride != 0 || b % stride != 0 || src->ne[1] != l.n_cells || dst->ne[1] != l.n_cells) {
         return false;
     }
-    attempt(l.cache, [&] { l.copy_stream((int32_t) (a / stride), (int32_t) (b / stride), from->is_k); });
+    if (from->is_k) { // V comes with it
+        attempt(l.cache, [&] { l.copy_stream((int32_t) (a / stride), (int32_t) (b / stride)); });
+    }
     return true;
 }
 

@@ -262,37 +262,52 @@ void layer::clear() {
     }
 }
 
-void layer::copy_stream(int32_t from, int32_t to, bool is_k) {
-    std::vector<int32_t> wanted = lengths;
+// Rows, books, scores and sums. Either all of it is copied, or the stream is empty afterwards.
+void layer::copy_stream(int32_t from, int32_t to) {
     slots_change();
-    if (is_k) {
-        max_cell[(size_t) to] = max_cell[(size_t) from];
+    std::vector<int32_t> wanted = lengths;
+    for (int32_t head = 0; head < n_head_kv; head++) {
+        wanted[(size_t) index(to, head)] = heads[(size_t) index(from, head)].n;
+    }
+    try {
+        cache->require_room([&] { return rows->growth(wanted.data()); });
+        rows->reserve(wanted.data());
+        for (int32_t head = 0; head < n_head_kv; head++) {
+            for (const bool is_k : {true, false}) {
+                rows->copy(index(from, head), index(to, head), heads[(size_t) index(from, head)].n, is_k);
+            }
+        }
+    } catch (...) {
+        for (int32_t head = 0; head < n_head_kv; head++) {
+            keep(index(to, head), nullptr, 0);
+        }
+        throw;
     }
     for (int32_t head = 0; head < n_head_kv; head++) {
         const int          a = index(from, head), b = index(to, head);
-        const head_store & x = heads[a];
-        head_store &       y = heads[b];
-        if (is_k) { // V follows into the same slots
-            wanted[(size_t) b] = x.n;
-            cache->require_room([&] { return rows->growth(wanted.data()); });
-            rows->reserve(wanted.data());
-            for (int32_t i = 0; i < y.n; i++) {
-                slot_plus_1[b][y.cell[i]] = 0;
-            }
-            memcpy(y.cell, x.cell, (size_t) x.n * sizeof *x.cell);
-            memcpy(y.pos, x.pos, (size_t) x.n * sizeof *x.pos);
-            memcpy(y.score, x.score, (size_t) x.n * sizeof *x.score);
-            for (int32_t i = 0; i < x.n; i++) {
-                slot_plus_1[b][y.cell[i]] = i + 1;
-            }
-            set_length(b, x.n);
-            y.max_cell  = x.max_cell;
-            y.ascending = x.ascending;
-            touched_[b] = std::max(touched_[b], y.n);
-            release_tail(b);
+        const head_store & x = heads[(size_t) a];
+        head_store &       y = heads[(size_t) b];
+        const int32_t      before = y.n;
+        for (int32_t i = 0; i < y.n; i++) {
+            slot_plus_1[(size_t) b][y.cell[i]] = 0;
         }
-        rows->copy(a, b, x.n, is_k);
+        memcpy(y.cell, x.cell, (size_t) x.n * sizeof *x.cell);
+        memcpy(y.pos, x.pos, (size_t) x.n * sizeof *x.pos);
+        memcpy(y.score, x.score, (size_t) x.n * sizeof *x.score);
+        for (int32_t c = 0; c < sums_.per_slot; c++) {
+            memcpy(sums(b, c), sums(a, c), (size_t) x.n * sizeof(float));
+        }
+        for (int32_t i = 0; i < x.n; i++) {
+            slot_plus_1[(size_t) b][y.cell[i]] = i + 1;
+        }
+        set_length(b, x.n);
+        y.max_cell  = x.max_cell;
+        y.ascending = x.ascending;
+        touched_[(size_t) b] = std::max(touched_[(size_t) b], y.n);
+        release_tail(b);
+        rows->copy_counts(a, b, x.n, before);
     }
+    max_cell[(size_t) to] = max_cell[(size_t) from];
 }
 
 size_t layer::resident_bytes() const {

@@ -90,7 +90,7 @@ struct layer {
     void    evict(int index, int32_t slot);
     void    truncate(int32_t stream, int32_t first_cell);
     void    clear();
-    void    copy_stream(int32_t from, int32_t to, bool is_k);
+    void    copy_stream(int32_t from, int32_t to);
     void    trim();                                          // returns memory that waits for slots to come
     size_t  resident_bytes() const;
 

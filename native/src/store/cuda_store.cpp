@@ -565,6 +565,35 @@ void cuda_rows::copy(int from, int to, int32_t n, bool is_k) {
     any_unlabelled_ = true;
 }
 
+void cuda_rows::copy_counts(int from, int to, int32_t n, int32_t before) {
+    current_context current(store_->device_.primary());
+    clear_sums(to, n, before - n);
+    if (n == 0) {
+        return;
+    }
+    store_->run_queued();
+    label();
+    const device_ptr scores = store_->scratch((size_t) n * sizeof(float));
+    span("store_scores", from, 0, 0, n, scores);
+    put_scores({{index_, to, 0, n, 0, 0, 0}}, scores);
+    const statistic_columns & c = sums_.columns;
+    const auto copy = [&](float * columns, int32_t count) {
+        copy_2d d{};
+        const size_t head = (size_t) count * (size_t) c.capacity;
+        d.from  = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) (columns + (size_t) from * head), nullptr, (size_t) c.capacity * sizeof(float)};
+        d.to    = {0, 0, MEMORY_DEVICE, nullptr, (device_ptr) (columns + (size_t) to * head), nullptr, (size_t) c.capacity * sizeof(float)};
+        d.bytes = (size_t) n * sizeof(float);
+        d.rows  = (size_t) count;
+        check(cu().cuMemcpy2DAsync(&d, store_->queue_), "copying the statistic");
+    };
+    if (c.buckets) {
+        copy(c.buckets, c.rows * (c.n_bounds + 1));
+    }
+    if (c.recent) {
+        copy(c.recent, c.rows);
+    }
+}
+
 void cuda_rows::span(const char * kernel, int head, int32_t side, int32_t first, int32_t n, device_ptr data) {
     const span_item   item{index_, head, first, n, side, 0, 0};
     const layer_pages * layers = (const layer_pages *) store_->layers();

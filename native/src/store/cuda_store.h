@@ -158,6 +158,7 @@ public:
     void   release(int head, int32_t n) override;
     void   clear() override;
     void   copy(int from, int to, int32_t n, bool is_k) override;
+    void   copy_counts(int from, int to, int32_t n, int32_t before) override;
     void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override;

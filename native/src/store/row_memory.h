@@ -36,6 +36,8 @@ public:
     virtual void clear() = 0;
     // the first n rows of one side of a head become those of another
     virtual void copy(int from, int to, int32_t n, bool is_k) = 0;
+    // once both sides and the books are copied: scores and sums that a device accumulates; before: slots that the other head had
+    virtual void copy_counts(int from, int to, int32_t n, int32_t before) {}
     virtual void read(bool is_k, int head, int32_t first, int32_t n, char * rows) = 0;
     virtual void write(bool is_k, int head, int32_t first, int32_t n, const char * rows) = 0;
     // Carries out what keep, move and release may have put off; everything else does so by itself.
