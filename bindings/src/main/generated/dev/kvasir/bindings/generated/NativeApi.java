@@ -17931,6 +17931,63 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_cache_failure {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_failure");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_failure(struct kvasir_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_failure$descriptor() {
+        return kvasir_cache_failure.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_failure(struct kvasir_cache *cache)
+     * }
+     */
+    public static MethodHandle kvasir_cache_failure$handle() {
+        return kvasir_cache_failure.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_failure(struct kvasir_cache *cache)
+     * }
+     */
+    public static MemorySegment kvasir_cache_failure$address() {
+        return kvasir_cache_failure.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_failure(struct kvasir_cache *cache)
+     * }
+     */
+    public static int kvasir_cache_failure(MemorySegment cache) {
+        var mh$ = kvasir_cache_failure.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_cache_limit {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
@@ -18526,6 +18583,121 @@ public class NativeApi extends NativeApi$shared {
         var mh$ = kvasir_cache_track.HANDLE;
         try {
             return (int)mh$.invokeExact(cache, layer, stream, head, on);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_cache_mark {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_mark");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_mark(struct kvasir_cache *cache, int32_t on)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_mark$descriptor() {
+        return kvasir_cache_mark.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_mark(struct kvasir_cache *cache, int32_t on)
+     * }
+     */
+    public static MethodHandle kvasir_cache_mark$handle() {
+        return kvasir_cache_mark.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_mark(struct kvasir_cache *cache, int32_t on)
+     * }
+     */
+    public static MemorySegment kvasir_cache_mark$address() {
+        return kvasir_cache_mark.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_mark(struct kvasir_cache *cache, int32_t on)
+     * }
+     */
+    public static int kvasir_cache_mark(MemorySegment cache, int on) {
+        var mh$ = kvasir_cache_mark.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, on);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_cache_take_back {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_take_back");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_take_back(struct kvasir_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_take_back$descriptor() {
+        return kvasir_cache_take_back.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_take_back(struct kvasir_cache *cache)
+     * }
+     */
+    public static MethodHandle kvasir_cache_take_back$handle() {
+        return kvasir_cache_take_back.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_take_back(struct kvasir_cache *cache)
+     * }
+     */
+    public static MemorySegment kvasir_cache_take_back$address() {
+        return kvasir_cache_take_back.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_take_back(struct kvasir_cache *cache)
+     * }
+     */
+    public static int kvasir_cache_take_back(MemorySegment cache) {
+        var mh$ = kvasir_cache_take_back.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
