@@ -35,7 +35,7 @@ final class FuzzCases {
   private final Kind kind;
   private final long seed;
   private final Path directory;
-  private final List<GgufImage> models = new ArrayList<>();
+  private final List<Path> models = new ArrayList<>();
   private String profile = "";
 
   private FuzzCases(Kind kind, long seed, Path directory) {
@@ -50,9 +50,7 @@ final class FuzzCases {
     FuzzCases cases =
         new FuzzCases(Kind.valueOf(arguments[0]), Long.parseLong(arguments[1]), Path.of("."));
     try (Stream<Path> files = Files.list(Path.of(arguments[4]))) {
-      for (Path file : files.filter(file -> file.toString().endsWith(".gguf")).sorted().toList()) {
-        cases.models.add(GgufImage.read(file));
-      }
+      files.filter(file -> file.toString().endsWith(".gguf")).sorted().forEach(cases.models::add);
     }
     if (cases.kind == Kind.PROFILE) {
       cases.profile = Files.readString(Path.of(arguments[4], "profile.json"));
@@ -77,7 +75,9 @@ final class FuzzCases {
   /** The bytes of a case. */
   private byte[] bytes(Random random) {
     return kind == Kind.GGUF
-        ? GgufMutator.mutate(random, models.get(random.nextInt(models.size())))
+        ? GgufMutator.mutate(
+            random,
+            FuzzModels.withVocabulary(GgufImage.read(models.get(random.nextInt(models.size())))))
         : ProfileMutator.mutate(random, profile);
   }
 

@@ -16,6 +16,7 @@ final class FuzzModels {
   private static final int HEAD = 16;
   private static final int FEED_FORWARD = 64;
   private static final int LAYERS = 2;
+  private static final String[] CONTROL = {"<unk>", "<s>", "</s>"};
 
   private final String architecture;
   private final int head;
@@ -107,6 +108,38 @@ final class FuzzModels {
     return biased.image;
   }
 
+  /** Gives a model without a vocabulary one of as many tokens as it says. */
+  static GgufImage withVocabulary(GgufImage image) {
+    if (image.pairs.stream().anyMatch(pair -> pair.name().equals("tokenizer.ggml.tokens"))) {
+      return image;
+    }
+    int size =
+        image.pairs.stream()
+            .filter(pair -> pair.name().endsWith(".vocab_size"))
+            .mapToInt(
+                pair ->
+                    ByteBuffer.wrap(pair.elements.getFirst())
+                        .order(ByteOrder.LITTLE_ENDIAN)
+                        .getInt())
+            .findFirst()
+            .orElse(0);
+    String[] tokens = new String[size];
+    int[] types = new int[size];
+    for (int i = 0; i < size; i++) {
+      tokens[i] = i < 3 ? CONTROL[i] : "\u2581w" + i;
+      types[i] = i == 0 ? 2 : i < 3 ? 3 : 1;
+    }
+    image.put("tokenizer.ggml.model", "llama");
+    image.put("tokenizer.ggml.tokens", tokens);
+    image.put("tokenizer.ggml.token_type", types);
+    for (String id : new String[] {"bos", "eos", "unknown"}) {
+      image.put(
+          "tokenizer.ggml." + id + "_token_id",
+          id.equals("unknown") ? 0 : id.equals("bos") ? 1 : 2);
+    }
+    return image;
+  }
+
   private void layers(boolean dense) {
     int vocabulary = image.pair("tokenizer.ggml.tokens").elements.size();
     tensor("token_embd.weight", EMBEDDING, vocabulary);
@@ -132,12 +165,11 @@ final class FuzzModels {
     int size = 3 + 256 + 40;
     String[] tokens = new String[size];
     int[] types = new int[size];
-    String[] control = {"<unk>", "<s>", "</s>"};
     GgufImage.Pair scores = new GgufImage.Pair("tokenizer.ggml.scores", GgufImage.ARRAY);
     scores.elementType = GgufImage.FLOAT32;
     for (int i = 0; i < size; i++) {
       tokens[i] =
-          i < 3 ? control[i] : i < 259 ? "<0x%02X>".formatted(i - 3) : "\u2581w" + (i - 259);
+          i < 3 ? CONTROL[i] : i < 259 ? "<0x%02X>".formatted(i - 3) : "\u2581w" + (i - 259);
       types[i] = i == 0 ? 2 : i < 3 ? 3 : i < 259 ? 6 : 1;
       scores.elements.add(GgufImage.little(4, Float.floatToRawIntBits(-i)));
     }

@@ -9,6 +9,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.NoSuchElementException;
 
@@ -95,7 +96,7 @@ final class GgufImage {
     }
   }
 
-  /** Reads a file that is right, with tensors of F32. */
+  /** Reads a file that is right. What pads a tensor's data counts as a part of them. */
   static GgufImage read(byte[] bytes) {
     ByteBuffer in = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
     GgufImage image = new GgufImage();
@@ -118,22 +119,21 @@ final class GgufImage {
         pair.elements.add(element);
       }
     }
-    long[] offsets = new long[(int) tensors];
+    int[] offsets = new int[(int) tensors + 1];
     for (int i = 0; i < tensors; i++) {
       byte[] name = text(in).getBytes(StandardCharsets.UTF_8);
       long[] shape = new long[in.getInt()];
-      int size = 4;
       for (int d = 0; d < shape.length; d++) {
         shape[d] = in.getLong();
-        size *= (int) shape[d];
       }
-      image.tensors.add(new Tensor(name, shape, in.getInt(), new byte[size]));
-      offsets[i] = in.getLong();
+      image.tensors.add(new Tensor(name, shape, in.getInt(), new byte[0]));
+      offsets[i] = (int) in.getLong();
     }
     int data = padded(in.position(), image.alignment);
+    offsets[(int) tensors] = bytes.length - data;
     for (int i = 0; i < tensors; i++) {
-      in.position((int) (data + offsets[i]));
-      in.get(image.tensors.get(i).data);
+      image.tensors.get(i).data =
+          Arrays.copyOfRange(bytes, data + offsets[i], data + offsets[i + 1]);
     }
     return image;
   }
@@ -142,10 +142,6 @@ final class GgufImage {
     byte[] bytes = new byte[(int) in.getLong()];
     in.get(bytes);
     return new String(bytes, StandardCharsets.UTF_8);
-  }
-
-  GgufImage copy() {
-    return read(bytes());
   }
 
   /** The pair of a key. */

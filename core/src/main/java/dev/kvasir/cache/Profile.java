@@ -2,6 +2,7 @@ package dev.kvasir.cache;
 
 import dev.kvasir.KvasirException;
 import dev.kvasir.ProfileException;
+import dev.kvasir.internal.file.WholeFile;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -153,20 +154,14 @@ public record Profile(
   }
 
   /**
-   * Writes the JSON to a file, which is replaced as a whole.
+   * Writes the JSON to a file, which is replaced as a whole. A link, a device or a pipe is written
+   * through.
    *
    * @throws KvasirException if it cannot be written
    */
   public void save(Path file) {
-    var target = file.toAbsolutePath();
     try {
-      var part = Files.createTempFile(target.getParent(), ".profile", ".json");
-      try {
-        Files.write(part, toJson().getBytes(StandardCharsets.UTF_8));
-        Files.move(part, target, java.nio.file.StandardCopyOption.REPLACE_EXISTING);
-      } finally {
-        Files.deleteIfExists(part);
-      }
+      WholeFile.write(file, toJson().getBytes(StandardCharsets.UTF_8));
     } catch (IOException e) {
       throw new KvasirException("the profile could not be written to " + file + ": " + e, e);
     }

@@ -30,8 +30,7 @@ final class RotaryPositions {
     int head = shape.keyLength(NativeApi.llama_model_n_embd(model) / queryHeads);
     int rotated = shape.rotated(head);
     if (rotated % 2 != 0) {
-      throw refused(
-          file, "rotary positions turn pairs of elements, but a head has " + rotated);
+      throw refused(file, "rotary positions turn pairs of elements, but a head has " + rotated);
     }
     if ((type & SECTIONS) != 0 && (shape.positionSections() == 0 || shape.sections() > head)) {
       throw refused(

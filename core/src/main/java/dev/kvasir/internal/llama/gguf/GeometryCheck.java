@@ -84,8 +84,7 @@ final class GeometryCheck {
       if (header.get(prefix + key) instanceof Value.Scalar epsilon
           && !(epsilon.toDouble() >= 0 && epsilon.toDouble() < 1)) {
         // 0 stands where the model has norms of the other kind alone.
-        throw header.refused(
-            prefix + key, epsilon.describe(), "it must be at least 0 and below 1");
+        throw header.refused(prefix + key, epsilon.describe(), "it must be at least 0 and below 1");
       }
     }
   }
