@@ -67,10 +67,11 @@ KVASIR_API const char * kvasir_kernels(const char * device_name) KVASIR_NOEXCEPT
 // resolves ggml and llama.cpp among the loaded libraries, and checks by a tiny graph that their structs are the expected ones
 KVASIR_API enum kvasir_status kvasir_init(void) KVASIR_NOEXCEPT;
 
-// ggml_backend_load_all_from_path, and ggml_backend_load of one file: what is found there is among ggml's devices afterwards. To be
-// called before kvasir_init.
+// ggml_backend_load_all_from_path: what is found there is among ggml's devices afterwards. To be called before kvasir_init.
 KVASIR_API enum kvasir_status kvasir_backends_load(const char * directory) KVASIR_NOEXCEPT;
-KVASIR_API enum kvasir_status kvasir_backend_load(const char * file) KVASIR_NOEXCEPT;
+// Why the loader refuses a library, in its words; NULL when it does not. Nothing is registered or kept. The text is the calling thread's
+// until its next call.
+KVASIR_API const char * kvasir_library_problem(const char * path) KVASIR_NOEXCEPT;
 
 /* ---- devices, models, contexts ---- */
 

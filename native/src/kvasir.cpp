@@ -10,6 +10,7 @@
 #include "llama/api.h"
 #include "llama/assertion.h"
 #include "llama/chat_template.h"
+#include "platform/library.h"
 #include "platform/processors.h"
 #include "store/cache.h"
 #include "store/cuda_store.h"
@@ -162,6 +163,15 @@ const char * kvasir_kernels(const char * device_name) noexcept {
         }
     });
     return kernels;
+}
+
+const char * kvasir_library_problem(const char * path) noexcept {
+    static thread_local std::string problem;
+    const kvasir_status status = guarded([&] {
+        require(path, "path is NULL");
+        problem = library_problem(path);
+    });
+    return status != KVASIR_OK ? kvasir_last_error() : problem.empty() ? nullptr : problem.c_str();
 }
 
 kvasir_status kvasir_init(void) noexcept {

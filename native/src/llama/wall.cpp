@@ -47,15 +47,6 @@ kvasir_status kvasir_backends_load(const char * directory) noexcept {
     });
 }
 
-kvasir_status kvasir_backend_load(const char * file) noexcept {
-    return guarded([&] {
-        require(file, "file is NULL");
-        if (!early<decltype(ggml_backend_load)>("ggml_backend_load")(file)) {
-            throw error(KVASIR_FAILED, format("ggml could not load %s", file));
-        }
-    });
-}
-
 kvasir_status kvasir_device_memory(ggml_backend_device * device, size_t * free, size_t * total) noexcept {
     return guarded([&] {
         require(device && free && total, "device, free or total is NULL");

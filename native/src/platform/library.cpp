@@ -57,6 +57,15 @@ void * find_symbol_beside(const void * function, const char * name) {
 void * open_library(const char * name) { return (void *) LoadLibraryA(name); }
 void * library_symbol(void * library, const char * name) { return (void *) GetProcAddress((HMODULE) library, name); }
 
+std::string library_problem(const char * path) {
+    HMODULE library = LoadLibraryA(path);
+    if (!library) {
+        return "error " + std::to_string(GetLastError());
+    }
+    FreeLibrary(library);
+    return "";
+}
+
 #else
 
 static void * find_in(const char * path, const char * name) {
@@ -116,6 +125,16 @@ void * find_symbol_beside(const void * function, const char * name) {
 
 void * open_library(const char * name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
 void * library_symbol(void * library, const char * name) { return dlsym(library, name); }
+
+std::string library_problem(const char * path) {
+    void * library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        const char * why = dlerror();
+        return why ? why : "unknown";
+    }
+    dlclose(library);
+    return "";
+}
 
 #endif
 

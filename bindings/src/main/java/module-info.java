@@ -6,5 +6,6 @@ module dev.kvasir.bindings {
   requires static org.jspecify;
 
   exports dev.kvasir.bindings;
-  exports dev.kvasir.bindings.generated;
+  exports dev.kvasir.bindings.generated to
+      dev.kvasir;
 }

@@ -9,15 +9,19 @@ import java.nio.file.AtomicMoveNotSupportedException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.FileTime;
 import java.security.DigestInputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.time.Duration;
+import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Function;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -29,6 +33,11 @@ import org.jspecify.annotations.Nullable;
  */
 final class NativeBundle {
   static final String INDEX = "index";
+
+  /** How long a directory stays that nobody uses. */
+  static final Duration KEPT_UNUSED = Duration.ofDays(60);
+
+  private static final Pattern OURS = Pattern.compile("[0-9a-f]{32}|extracting-[0-9]+");
 
   private final Function<String, @Nullable InputStream> resources;
   private final byte[] index;
@@ -71,6 +80,7 @@ final class NativeBundle {
   Path extract(Path parent) {
     Path directory = parent.resolve(HexFormat.of().formatHex(sha256().digest(index), 0, 16));
     if (isComplete(directory)) {
+      touch(directory);
       return directory;
     }
     try {
@@ -84,6 +94,8 @@ final class NativeBundle {
       } finally {
         delete(scratch);
       }
+      touch(directory);
+      deleteUnused(parent);
     } catch (IOException | UncheckedIOException e) {
       throw new NativeLoadException(
           "The native libraries cannot be extracted to "
@@ -97,6 +109,30 @@ final class NativeBundle {
           e);
     }
     return directory;
+  }
+
+  // The time of a directory is that of its last use. It may belong to another user: then it stays.
+  private static void touch(Path directory) {
+    try {
+      Files.setLastModifiedTime(directory, FileTime.from(Instant.now()));
+    } catch (IOException e) {
+      // no more than a hint
+    }
+  }
+
+  /** Takes away what earlier versions extracted, once nobody has used it for long. */
+  private static void deleteUnused(Path parent) {
+    Instant before = Instant.now().minus(KEPT_UNUSED);
+    try (Stream<Path> children = Files.list(parent)) {
+      for (Path child : children.toList()) {
+        if (OURS.matcher(child.getFileName().toString()).matches()
+            && Files.getLastModifiedTime(child).toInstant().isBefore(before)) {
+          delete(child);
+        }
+      }
+    } catch (IOException | UncheckedIOException e) {
+      // another process takes them away too, or may not: what is left costs room and nothing else
+    }
   }
 
   private boolean isComplete(Path directory) {

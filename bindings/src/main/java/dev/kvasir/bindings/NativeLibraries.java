@@ -41,6 +41,9 @@ public final class NativeLibraries {
   // the first come first wherever devices are listed.
   private static final List<String> BACKENDS = List.of("cuda", "vulkan");
 
+  /** The module that the generated bindings are exported to, and that reads native memory too. */
+  private static final String CALLER = "dev.kvasir";
+
   private static @Nullable NativeLibraries loaded;
 
   private final List<Path> directories;
@@ -171,7 +174,7 @@ public final class NativeLibraries {
       Module module = NativeLibraries.class.getModule();
       throw new NativeLoadException(
           "Java denies native access to Kvasir. Start it with --enable-native-access="
-              + (module.isNamed() ? module.getName() : "ALL-UNNAMED")
+              + (module.isNamed() ? CALLER + "," + module.getName() : "ALL-UNNAMED")
               + ".",
           e);
     } catch (UnsatisfiedLinkError e) {

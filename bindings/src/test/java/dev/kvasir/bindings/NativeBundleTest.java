@@ -12,6 +12,8 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.FileTime;
 import java.security.MessageDigest;
+import java.time.Duration;
+import java.time.Instant;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HexFormat;
@@ -64,6 +66,29 @@ class NativeBundleTest {
     add("libc.so", "third");
     assertNotEquals(first, bundle().extract(cache));
     assertEquals(2, children().size());
+  }
+
+  @Test
+  void whatNobodyHasUsedForLongGoes() throws Exception {
+    FileTime past =
+        FileTime.from(Instant.now().minus(NativeBundle.KEPT_UNUSED).minus(Duration.ofHours(1)));
+    Path unused = bundle().extract(cache);
+    Path interrupted = Files.createDirectory(cache.resolve("extracting-1234"));
+    Path notOurs = Files.createDirectory(cache.resolve("photographs"));
+    add("libc.so", "third");
+    Path used = bundle().extract(cache);
+    for (Path directory : List.of(unused, interrupted, notOurs, used)) {
+      Files.setLastModifiedTime(directory, past);
+    }
+    bundle().extract(cache); // is there: it is marked as used, and nothing goes
+    assertTrue(Files.exists(unused));
+    assertTrue(Files.getLastModifiedTime(used).compareTo(past) > 0);
+
+    add("libd.so", "fourth");
+    Path extracted = bundle().extract(cache);
+    assertEquals(
+        Stream.of(extracted, notOurs, used).sorted().toList(),
+        children().stream().sorted().toList());
   }
 
   @Test

@@ -36,6 +36,12 @@ import picocli.CommandLine.Spec;
 public final class Kvasir implements Runnable {
   private static final Logger LOG = Logger.getLogger("");
 
+  /** What Java puts for bytes of an argument that are no text in the process's locale. */
+  private static final char REPLACEMENT = '\uFFFD';
+
+  private static final boolean UNICODE =
+      "UTF-8".equalsIgnoreCase(System.getProperty("sun.jnu.encoding"));
+
   @Spec private CommandSpec command;
 
   private boolean verbose;
@@ -71,6 +77,17 @@ public final class Kvasir implements Runnable {
    * @return the exit code
    */
   static int run(StandardStreams streams, String... arguments) {
+    for (var argument : arguments) {
+      if (argument.indexOf(REPLACEMENT) >= 0 && !UNICODE) {
+        streams
+            .err()
+            .println(
+                "kvasir: an argument has characters that the locale ("
+                    + System.getProperty("sun.jnu.encoding")
+                    + ") has not: set LC_ALL=C.UTF-8");
+        return CommandLine.ExitCode.USAGE;
+      }
+    }
     var kvasir = new Kvasir();
     var commandLine =
         new CommandLine(kvasir)
@@ -82,6 +99,7 @@ public final class Kvasir implements Runnable {
             .setPosixClusteredShortOptionsAllowed(false) // -ngl is one option
             .setCaseInsensitiveEnumValuesAllowed(true)
             .setAbbreviatedOptionsAllowed(false)
+            .setExpandAtFiles(false) // a prompt may begin with @
             .setUsageHelpAutoWidth(true)
             .setOut(new PrintWriter(streams.out(), true, StandardCharsets.UTF_8))
             .setErr(new PrintWriter(streams.err(), true, StandardCharsets.UTF_8))

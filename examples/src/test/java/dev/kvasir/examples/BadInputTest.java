@@ -3,6 +3,7 @@ package dev.kvasir.examples;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -148,5 +149,34 @@ class BadInputTest {
             "chat", "-v", "-p", "Hi", "-m", directory.resolve("none.gguf").toString());
     assertEquals(1, run.exitCode());
     assertTrue(run.err().contains("\tat dev.kvasir"), run::err);
+  }
+
+  @Test
+  void anArgumentThatBeginsWithAnAtSignIsItself() throws IOException {
+    var options = Files.writeString(directory.resolve("options"), "--help");
+    expect(2, "@" + options, CommandLineRun.of("devices", "@" + options));
+  }
+
+  @Test
+  void anArgumentThatTheLocaleCannotHoldIsRefused() throws IOException, InterruptedException {
+    var output = directory.resolve("output");
+    var builder =
+        new ProcessBuilder(
+                Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "--enable-native-access=ALL-UNNAMED",
+                "-cp",
+                String.join(
+                    File.pathSeparator,
+                    System.getProperty("jdk.module.path", ""),
+                    System.getProperty("java.class.path")),
+                Kvasir.class.getName(),
+                "chat",
+                "-p",
+                "Größe")
+            .redirectErrorStream(true)
+            .redirectOutput(output.toFile());
+    builder.environment().put("LC_ALL", "C");
+    int exitCode = builder.start().waitFor();
+    expect(2, "LC_ALL=C.UTF-8", new CommandLineRun(exitCode, "", Files.readString(output)));
   }
 }

@@ -251,6 +251,39 @@ class OutputShapesTest {
   }
 
   @Test
+  void evalShowsWhatAKvTypeCosts() throws IOException {
+    double f16 = meanKlOfEverythingKept("f16"), q4 = meanKlOfEverythingKept("q4_0");
+    // 4 bits in place of 16: ten times the noise between two implementations and more
+    assertTrue(q4 > 3 * f16, "q4_0 " + q4 + ", f16 " + f16);
+  }
+
+  private double meanKlOfEverythingKept(String type) throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400));
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            text.toString(),
+            "-p",
+            "260",
+            "-n",
+            "4",
+            "--texts",
+            "2",
+            "--methods",
+            "full",
+            "-ctk",
+            type,
+            "-ctv",
+            type,
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    return JSON.readTree(run.out()).get("rows").get(0).get("meanKl").get("mean").asDouble();
+  }
+
+  @Test
   void devices() {
     var run = CommandLineRun.of("devices");
     assertEquals(0, run.exitCode(), run::err);

@@ -16168,13 +16168,13 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
-    private static class kvasir_backend_load {
+    private static class kvasir_library_problem {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            NativeApi.C_INT,
+            NativeApi.C_POINTER,
             NativeApi.C_POINTER
         );
 
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_backend_load");
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_library_problem");
 
         public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
     }
@@ -16182,42 +16182,42 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_backend_load(const char *file)
+     * const char *kvasir_library_problem(const char *path)
      * }
      */
-    public static FunctionDescriptor kvasir_backend_load$descriptor() {
-        return kvasir_backend_load.DESC;
+    public static FunctionDescriptor kvasir_library_problem$descriptor() {
+        return kvasir_library_problem.DESC;
     }
 
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_backend_load(const char *file)
+     * const char *kvasir_library_problem(const char *path)
      * }
      */
-    public static MethodHandle kvasir_backend_load$handle() {
-        return kvasir_backend_load.HANDLE;
+    public static MethodHandle kvasir_library_problem$handle() {
+        return kvasir_library_problem.HANDLE;
     }
 
     /**
      * Address for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_backend_load(const char *file)
+     * const char *kvasir_library_problem(const char *path)
      * }
      */
-    public static MemorySegment kvasir_backend_load$address() {
-        return kvasir_backend_load.ADDR;
+    public static MemorySegment kvasir_library_problem$address() {
+        return kvasir_library_problem.ADDR;
     }
 
     /**
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_backend_load(const char *file)
+     * const char *kvasir_library_problem(const char *path)
      * }
      */
-    public static int kvasir_backend_load(MemorySegment file) {
-        var mh$ = kvasir_backend_load.HANDLE;
+    public static MemorySegment kvasir_library_problem(MemorySegment path) {
+        var mh$ = kvasir_library_problem.HANDLE;
         try {
-            return (int)mh$.invokeExact(file);
+            return (MemorySegment)mh$.invokeExact(path);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -3,6 +3,7 @@ package dev.kvasir.internal.llama;
 import dev.kvasir.bindings.NativeLibraries;
 import dev.kvasir.bindings.generated.NativeApi;
 import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -77,8 +78,7 @@ enum MissingDevice {
               + ")");
     } else if (parts.isEmpty()) {
       parts.add(
-          NativeLog.errorsOf(() -> load(library.get())).stream()
-              .findFirst()
+          problem(library.get())
               .map(error -> "ggml's library for it cannot be loaded: " + error)
               .orElse(withoutDevice));
     }
@@ -105,9 +105,12 @@ enum MissingDevice {
     }
   }
 
-  private static void load(Path library) {
+  // Not ggml_backend_load: that would register a device while a message is written.
+  private static Optional<String> problem(Path library) {
     try (Arena arena = Arena.ofConfined()) {
-      NativeApi.kvasir_backend_load(arena.allocateFrom(library.toString()));
+      MemorySegment problem =
+          NativeApi.kvasir_library_problem(arena.allocateFrom(library.toString()));
+      return problem.address() == 0 ? Optional.empty() : Optional.of(problem.getString(0));
     }
   }
 }

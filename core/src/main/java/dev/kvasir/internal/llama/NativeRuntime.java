@@ -5,6 +5,7 @@ import dev.kvasir.bindings.NativeLibraries;
 import dev.kvasir.bindings.NativeLoadException;
 import dev.kvasir.bindings.generated.NativeApi;
 import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
 import org.jspecify.annotations.Nullable;
 
@@ -30,6 +31,7 @@ public final class NativeRuntime {
     if (failure != null) {
       throw new NativeLibraryException(failure);
     }
+    requireNativeAccess();
     NativeLibraries libraries;
     try {
       libraries = NativeLibraries.load();
@@ -44,6 +46,22 @@ public final class NativeRuntime {
     } catch (NativeLibraryException e) {
       failure = e.getMessage();
       throw e;
+    }
+  }
+
+  // This module reads native memory itself, and may be denied what the bindings' is granted.
+  private static void requireNativeAccess() {
+    try {
+      MemorySegment.NULL.reinterpret(0);
+    } catch (IllegalCallerException e) {
+      Module module = NativeRuntime.class.getModule();
+      throw new NativeLibraryException(
+          "Java denies native access to Kvasir. Start it with --enable-native-access="
+              + (module.isNamed()
+                  ? module.getName() + "," + NativeLibraries.class.getModule().getName()
+                  : "ALL-UNNAMED")
+              + ".",
+          e);
     }
   }
 

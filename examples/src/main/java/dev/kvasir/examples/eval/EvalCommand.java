@@ -1,5 +1,6 @@
 package dev.kvasir.examples.eval;
 
+import dev.kvasir.KvType;
 import dev.kvasir.Model;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.Target;
@@ -34,8 +35,8 @@ import picocli.CommandLine.Spec;
       "Compares what the model expects with compressed caches to what it expects with the full one.",
       "",
       "Texts are cut from the file. After each prompt the cache is compressed, then the following tokens are fed one by one; the table shows"
-          + " the mean KL divergence from the full cache and how often the most probable token is the same. The row full is unmodified llama.cpp:"
-          + " the noise between two ways to compute the same."
+          + " the mean KL divergence from the full f16 cache of unmodified llama.cpp and how often the most probable token is the same. The row full"
+          + " keeps everything: what the KV types cost, or with f16 the noise between two ways to compute the same."
     })
 public final class EvalCommand implements Callable<Integer> {
   private final StandardStreams streams;
@@ -120,6 +121,7 @@ public final class EvalCommand implements Callable<Integer> {
     }
     var cases = cases();
     var options = session.options().withContextSize(promptTokens + suffixTokens);
+    var whole = options.withKeyType(KvType.F16).withValueType(KvType.F16);
     var text = new StringBuilder();
     files.forEach(file -> text.append(TextFile.read(file, streams)).append('\n'));
     try (var stock = model.load(streams, false);
@@ -129,14 +131,10 @@ public final class EvalCommand implements Callable<Integer> {
       var rows = cases.stream().map(what -> new EvalRow(what, texts)).toList();
       int runs = 0;
       for (int t = 0; t < texts; t++) {
-        var reference = run(adaptive, options, samples.get(t));
+        var reference = run(stock, whole, samples.get(t));
         for (var row : rows) {
           bar.update(++runs, (double) texts * rows.size(), "text " + (t + 1) + " of " + texts);
-          var result =
-              run(
-                  row.what().stock() ? stock : adaptive,
-                  options.withCachePolicy(row.what().policy()),
-                  samples.get(t));
+          var result = run(adaptive, options.withCachePolicy(row.what().policy()), samples.get(t));
           row.put(
               t,
               result.divergenceFrom(reference),

@@ -24,7 +24,7 @@ final class EvalReport {
             "95% CI");
     for (var row : rows) {
       table.row(
-          row.what().method() + (row.what().stock() ? " (unmodified llama.cpp)" : ""),
+          row.what().method(),
           row.what().target(),
           Units.percent(row.keptAfterPrompt()),
           Units.percent(row.keptAtEnd()),

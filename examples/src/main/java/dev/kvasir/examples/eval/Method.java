@@ -30,7 +30,7 @@ record Method(String name, Kind kind, FastGen fastgen) {
   /** The policies to be compared: one per target that the method can aim at. */
   List<Case> cases(List<Target> targets) {
     if (kind == Kind.FULL) {
-      return List.of(new Case(name, "-", CachePolicy.full(), true));
+      return List.of(new Case(name, "-", CachePolicy.full()));
     }
     var cases = new ArrayList<Case>();
     for (var target : targets) {
@@ -42,11 +42,11 @@ record Method(String name, Kind kind, FastGen fastgen) {
                 case STREAMING -> CachePolicy.streaming(fraction);
                 case FASTGEN, FULL -> fastgen.withTarget(target);
               };
-          cases.add(new Case(name, Math.round(fraction * 1000) / 10.0 + "%", policy, false));
+          cases.add(new Case(name, Math.round(fraction * 1000) / 10.0 + "%", policy));
         }
         case Target.Recovery(double recovery) -> {
           if (kind == Kind.FASTGEN) {
-            cases.add(new Case(name, "T=" + recovery, fastgen.withTarget(target), false));
+            cases.add(new Case(name, "T=" + recovery, fastgen.withTarget(target)));
           }
         }
         case Target.BudgetBytes bytes ->
@@ -63,10 +63,8 @@ record Method(String name, Kind kind, FastGen fastgen) {
    * @param method its name
    * @param target what is aimed at, in words
    * @param policy what is kept
-   * @param stock whether it runs on unmodified llama.cpp: then the row is the noise between two
-   *     ways to compute the same
    */
-  record Case(String method, String target, CachePolicy policy, boolean stock) {}
+  record Case(String method, String target, CachePolicy policy) {}
 
   /**
    * {@code full}, {@code h2o}, {@code streaming}, {@code paper} or {@code lattice}; the last two
