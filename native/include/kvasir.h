@@ -90,6 +90,12 @@ KVASIR_API enum kvasir_status kvasir_model_description(const struct llama_model 
 // the model's chat template, which lives as long as the model; NULL when it has none
 KVASIR_API enum kvasir_status kvasir_model_chat_template(const struct llama_model * model, const char ** source) KVASIR_NOEXCEPT;
 
+// KVASIR_UNSUPPORTED, with the reason, for a model that llama.cpp cannot continue a text with (encoders, diffusion models,
+// attention that is not causal) and, with_store != 0, for one whose kind of memory the store has no path for (recurrent models,
+// an indexer's cache beside K and V). KVASIR_OK is no promise: what an operation over the cache lacks is seen by
+// kvasir_context_new only, which asks this first.
+KVASIR_API enum kvasir_status kvasir_model_check(const struct llama_model * model, int32_t with_store) KVASIR_NOEXCEPT;
+
 // llama_init_from_model behind the same wall. With cache != NULL the context must keep its whole KV cache in the store:
 // otherwise the context is freed again and KVASIR_NOT_INTERCEPTED or KVASIR_UNSUPPORTED names the layer or the operation.
 // cache == NULL: a plain llama.cpp context.
@@ -178,6 +184,14 @@ KVASIR_API int32_t kvasir_chat_has_jinja(void) KVASIR_NOEXCEPT;
 KVASIR_API enum kvasir_status kvasir_chat_apply(const struct llama_model * model, const struct kvasir_chat_message * messages, size_t n_messages,
         int32_t add_assistant, char * buffer, size_t size, size_t * length) KVASIR_NOEXCEPT;
 
+// The recurrent state of a sequence of a recurrent or a hybrid model. llama_memory_seq_rm cannot cut it at a position: it is
+// saved where one may have to go back to, and restored there, which cuts the sequence behind the token that was the last one
+// then, in the attention's cells too; kvasir_cache_truncate does so in the store. KVASIR_UNSUPPORTED for a model without such a
+// state, and for one that has a sliding window as well, whose cells llama.cpp does not tell apart from it here.
+KVASIR_API enum kvasir_status kvasir_recurrent_size(struct llama_context * context, int32_t seq, size_t * bytes) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_recurrent_save(struct llama_context * context, int32_t seq, void * to, size_t bytes) KVASIR_NOEXCEPT;
+KVASIR_API enum kvasir_status kvasir_recurrent_restore(struct llama_context * context, int32_t seq, const void * from, size_t bytes) KVASIR_NOEXCEPT;
+
 /* ---- the store ---- */
 
 struct kvasir_layer_info {
@@ -239,6 +253,9 @@ KVASIR_API enum kvasir_status kvasir_cache_failure(struct kvasir_cache * cache) 
 // Not counted are, on the portable path, the second copy of one layer's rows while they move to another buffer, and on NVIDIA
 // GPUs what a chunk of mapped memory (a few MiB) holds beyond the pages in use.
 KVASIR_API enum kvasir_status kvasir_cache_limit(struct kvasir_cache * cache, int64_t bytes) KVASIR_NOEXCEPT;
+// KVASIR_OUT_OF_MEMORY when the bound does not allow n_tokens more slots in every head of the stream, of all streams with -1:
+// what kvasir_decode would fail with, where llama.cpp has changed a recurrent state by then.
+KVASIR_API enum kvasir_status kvasir_cache_room(struct kvasir_cache * cache, int32_t stream, int32_t n_tokens) KVASIR_NOEXCEPT;
 
 // keeps the given slots (ascending), in their order, drops the rest and returns the memory
 KVASIR_API enum kvasir_status kvasir_cache_keep(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head, const int32_t * slots, int32_t n_slots) KVASIR_NOEXCEPT;

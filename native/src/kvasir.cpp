@@ -10,6 +10,7 @@
 #include "llama/api.h"
 #include "llama/assertion.h"
 #include "llama/chat_template.h"
+#include "llama/model_memory.h"
 #include "platform/library.h"
 #include "platform/processors.h"
 #include "store/cache.h"
@@ -72,6 +73,30 @@ void require_intercepted(const construction & made) {
         if (!l->configured()) {
             throw error(KVASIR_NOT_INTERCEPTED, format("no flash attention over the cache of layer %d was seen", l->il));
         }
+    }
+}
+
+// What llama.cpp cannot run at all, and what the store has no path for.
+void check_model(const llama_model * model, bool with_store) {
+    std::string why = why_no_memory(model);
+    if (why.empty() && with_store) {
+        why = why_no_store(model);
+    }
+    if (!why.empty()) {
+        throw error(KVASIR_UNSUPPORTED, why);
+    }
+}
+
+void require_recurrent(llama_context * context, int32_t seq) {
+    const api & a = llama();
+    require(context, "context is NULL");
+    require(seq >= 0 && seq < (int32_t) a.llama_n_seq_max(context), "seq is not a sequence of the context");
+    const llama_model * model = a.llama_get_model(context);
+    if (!a.llama_model_is_recurrent(model) && !a.llama_model_is_hybrid(model)) {
+        throw error(KVASIR_UNSUPPORTED, "the model has no recurrent state");
+    }
+    if (a.llama_model_n_swa(model) > 0) {
+        throw error(KVASIR_UNSUPPORTED, "llama.cpp saves the recurrent state of a model with a sliding window together with the window's cells only");
     }
 }
 
@@ -197,6 +222,13 @@ kvasir_status kvasir_model_load(const char * path, const llama_model_params * pa
     });
 }
 
+kvasir_status kvasir_model_check(const llama_model * model, int32_t with_store) noexcept {
+    return guarded([&] {
+        require(model, "model is NULL");
+        check_model(model, with_store != 0);
+    });
+}
+
 kvasir_status kvasir_context_new(llama_model * model, const llama_context_params * params, kvasir_attention attention, llama_context ** context,
                                  kvasir_cache ** cache) noexcept {
     return guarded([&] {
@@ -205,10 +237,8 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
         const api & a = llama();
         if (cache) {
             check_params(*params);
-            if (a.llama_model_is_recurrent(model)) {
-                throw error(KVASIR_UNSUPPORTED, "the model is recurrent: it has no KV cache");
-            }
         }
+        check_model(model, cache != nullptr);
         std::unique_ptr<kvasir_cache> store;
         std::unique_ptr<construction> made;
         if (cache) {
@@ -237,6 +267,9 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
         if (!owner.context) {
             throw error(KVASIR_FAILED, made && !made->unsupported.empty() ? "the adaptive cache has no path for " + made->unsupported
                                                                           : "llama.cpp could not make the context");
+        }
+        if (!a.llama_get_memory(owner.context)) {
+            throw error(KVASIR_UNSUPPORTED, "a model that llama.cpp gives no memory: it cannot continue a text");
         }
         if (cache) {
             require_intercepted(*made);
@@ -279,6 +312,38 @@ kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, 
         }
         if (*result < 0) { // what went wrong in the backend was left by it, on this thread
             throw last_error().empty() ? error(KVASIR_FAILED, format("llama_decode returned %d", *result)) : error(last_status(), last_error());
+        }
+    });
+}
+
+kvasir_status kvasir_recurrent_size(llama_context * context, int32_t seq, size_t * bytes) noexcept {
+    return guarded([&] {
+        require(bytes, "bytes is NULL");
+        require_recurrent(context, seq);
+        *bytes = llama().llama_state_seq_get_size_ext(context, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    });
+}
+
+kvasir_status kvasir_recurrent_save(llama_context * context, int32_t seq, void * to, size_t bytes) noexcept {
+    return guarded([&] {
+        require(to, "to is NULL");
+        require_recurrent(context, seq);
+        if (llama().llama_state_seq_get_data_ext(context, (uint8_t *) to, bytes, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) != bytes) {
+            throw error(KVASIR_FAILED, format("llama.cpp did not save the recurrent state of sequence %d in %zu bytes", seq, bytes));
+        }
+    });
+}
+
+kvasir_status kvasir_recurrent_restore(llama_context * context, int32_t seq, const void * from, size_t bytes) noexcept {
+    return guarded([&] {
+        require(from, "from is NULL");
+        require_recurrent(context, seq);
+        const api & a = llama();
+        const bool  restored = a.llama_state_seq_set_data_ext(context, (const uint8_t *) from, bytes, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == bytes;
+        // the state of an empty sequence is restored by emptying it
+        const llama_pos last = a.llama_memory_seq_pos_max(a.llama_get_memory(context), seq);
+        if (!restored || !a.llama_memory_seq_rm(a.llama_get_memory(context), seq, last + 1, -1)) {
+            throw error(KVASIR_FAILED, format("llama.cpp did not restore the recurrent state of sequence %d", seq));
         }
     });
 }
@@ -353,6 +418,23 @@ kvasir_status kvasir_cache_limit(kvasir_cache * cache, int64_t bytes) noexcept {
             throw error(KVASIR_INVALID_ARGUMENT, format("a limit of %lld bytes: it must not be negative; 0 is none", (long long) bytes));
         }
         cache->limit.set((size_t) bytes);
+    });
+}
+
+kvasir_status kvasir_cache_room(kvasir_cache * cache, int32_t stream, int32_t n_tokens) noexcept {
+    return guarded([&] {
+        require(cache != nullptr && n_tokens >= 0, "cache is NULL or n_tokens is negative");
+        cache->require_room([&] {
+            size_t more = 0;
+            for (const auto & l : cache->layers) {
+                std::vector<int32_t> wanted = l->lengths;
+                for (int i = 0; i < (int) wanted.size(); i++) {
+                    wanted[(size_t) i] += stream < 0 || i / l->n_head_kv == stream ? n_tokens : 0;
+                }
+                more += l->rows->growth(wanted.data());
+            }
+            return more;
+        });
     });
 }
 

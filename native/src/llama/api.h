@@ -62,6 +62,20 @@ namespace kvasir {
     X(llama_version)                 \
     X(llama_model_load_from_file)    \
     X(llama_model_is_recurrent)      \
+    X(llama_model_is_hybrid)         \
+    X(llama_model_is_diffusion)      \
+    X(llama_model_has_encoder)       \
+    X(llama_model_has_decoder)       \
+    X(llama_model_meta_val_str)      \
+    X(llama_model_n_swa)             \
+    X(llama_get_model)               \
+    X(llama_get_memory)              \
+    X(llama_memory_seq_rm)           \
+    X(llama_memory_seq_pos_max)      \
+    X(llama_n_seq_max)               \
+    X(llama_state_seq_get_size_ext)  \
+    X(llama_state_seq_get_data_ext)  \
+    X(llama_state_seq_set_data_ext)  \
     X(llama_model_chat_template)     \
     X(llama_init_from_model)         \
     X(llama_free)                    \
@@ -76,8 +90,6 @@ namespace kvasir {
     X(llama_backend_init)            \
     X(llama_model_desc)              \
     X(llama_get_logits_ith)          \
-    X(llama_get_memory)              \
-    X(llama_memory_seq_rm)           \
     X(llama_memory_seq_pos_min)      \
     X(llama_memory_clear)            \
     X(llama_sampler_chain_default_params) \

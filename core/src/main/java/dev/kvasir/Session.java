@@ -522,6 +522,7 @@ public final class Session implements AutoCloseable {
     }
     int start = position;
     boolean done = false;
+    context.saveCheckpoint(0, start);
     if (cancelled != NEVER) {
       context.abortWhen(cancelled);
     }
@@ -537,6 +538,7 @@ public final class Session implements AutoCloseable {
       if (!done) {
         rollBack(start);
       }
+      context.dropCheckpoint(0);
     }
     if (!done) {
       return false;
@@ -579,6 +581,7 @@ public final class Session implements AutoCloseable {
 
   /** One decode step, and what the policy makes of it. Nothing here allocates. */
   private void step(int token) {
+    context.requireRoomForStep(position);
     boolean done = false;
     try {
       context.decode(token, position);
@@ -604,7 +607,8 @@ public final class Session implements AutoCloseable {
         cache.rolledBack();
       }
     } else {
-      // A sliding window has moved on and what it dropped cannot be brought back.
+      // A sliding window has moved on and what it dropped cannot be brought back, or the step of a
+      // recurrent model failed.
       forget();
     }
   }

@@ -121,6 +121,7 @@ public final class SessionGroup implements AutoCloseable {
     requireRoom(sequence, tokens.length);
     int start = positions[sequence];
     boolean done = false;
+    context.saveCheckpoint(sequence, start);
     try {
       if (!caches.isEmpty()) {
         caches.get(sequence).beforePrefill(tokens.length);
@@ -138,6 +139,7 @@ public final class SessionGroup implements AutoCloseable {
       if (!done) {
         rollBack(sequence);
       }
+      context.dropCheckpoint(sequence);
     }
     positions[sequence] = start + tokens.length;
     logitsAt[sequence] = LAST;
@@ -165,6 +167,7 @@ public final class SessionGroup implements AutoCloseable {
     for (int sequence = 0; sequence < tokens.length; sequence++) {
       requireRoom(sequence, 1);
     }
+    context.requireRoomForStep(positions[0]);
     boolean done = false;
     try {
       if (context.decodeStep(tokens, positions) != NativeContext.Outcome.DONE) {

@@ -1,8 +1,9 @@
 package dev.kvasir;
 
 /**
- * A model that llama.cpp can load but that Kvasir cannot run: recurrent, hybrid, diffusion and
- * encoder models have no KV cache of their own to compress.
+ * A model that llama.cpp can load but that Kvasir cannot run as it was asked to. Encoders and
+ * diffusion models do not continue a text. Recurrent models and those with an indexer's cache
+ * beside keys and values run without the adaptive cache only.
  */
 public final class UnsupportedModelException extends KvasirException {
   private static final long serialVersionUID = 1L;

@@ -110,18 +110,6 @@ class BadInputTest {
   }
 
   @Test
-  void aModelWithoutAttentionCache() {
-    Path file = SyntheticModels.recurrent(directory.resolve("mamba.gguf"));
-    for (boolean adaptive : new boolean[] {true, false}) {
-      UnsupportedModelException refused =
-          assertThrows(
-              UnsupportedModelException.class,
-              () -> Model.load(file, ModelOptions.defaults().withAdaptiveCache(adaptive)));
-      assertTrue(refused.getMessage().contains("recurrent"), refused.getMessage());
-    }
-  }
-
-  @Test
   void anUnknownDevice() {
     UnknownDeviceException refused =
         assertThrows(

@@ -16,6 +16,7 @@ final class GgufWriter {
   private static final int TYPE_UINT32 = 4;
   private static final int TYPE_INT32 = 5;
   private static final int TYPE_FLOAT32 = 6;
+  private static final int TYPE_BOOL = 7;
   static final int TYPE_STRING = 8;
   static final int TYPE_ARRAY = 9;
   static final int ALIGNMENT = 32;
@@ -36,6 +37,10 @@ final class GgufWriter {
 
   GgufWriter put(String key, float value) {
     return key(key, TYPE_FLOAT32).number(4, Float.floatToRawIntBits(value));
+  }
+
+  GgufWriter put(String key, boolean value) {
+    return key(key, TYPE_BOOL).number(1, value ? 1 : 0);
   }
 
   GgufWriter put(String key, String[] values) {

@@ -42,6 +42,19 @@ public final class SyntheticModels {
     return llama(file, layers, SyntheticVocabulary.sentencePiece());
   }
 
+  /**
+   * A model with the layers of a llama and another name, whose attention looks at what comes after
+   * a token too.
+   */
+  public static Path notCausal(Path file, String architecture) {
+    SyntheticModels model = new SyntheticModels(architecture, 1);
+    model.attentionHeader();
+    model.attentionLayer(0);
+    model.file.put(architecture + ".attention.causal", false);
+    model.file.write(file);
+    return file;
+  }
+
   /** The same with another vocabulary. */
   public static Path llama(Path file, int layers, SyntheticVocabulary vocabulary) {
     SyntheticModels model = new SyntheticModels("llama", layers, vocabulary);
@@ -95,6 +108,56 @@ public final class SyntheticModels {
     return file;
   }
 
+  /** A granitehybrid: every second layer has attention, the others have a state (Mamba 2). */
+  public static Path hybrid(Path file) {
+    int layers = 4;
+    int[] kvHeads = {0, KV_HEADS, 0, KV_HEADS};
+    SyntheticModels model = new SyntheticModels("granitehybrid", layers);
+    model.put("attention.head_count", HEADS);
+    model.file.put("granitehybrid.attention.head_count_kv", kvHeads);
+    model.put("attention.key_length", HEAD_DIMENSION);
+    model.put("attention.value_length", HEAD_DIMENSION);
+    model.put("feed_forward_length", FEED_FORWARD);
+    model.put("rope.dimension_count", HEAD_DIMENSION);
+    int inner = 2 * EMBEDDING;
+    int state = 16;
+    int heads = 4;
+    int convolved = inner + 2 * state;
+    model.put("ssm.conv_kernel", 4);
+    model.put("ssm.inner_size", inner);
+    model.put("ssm.state_size", state);
+    model.put("ssm.time_step_rank", heads);
+    model.put("ssm.group_count", 1);
+    for (int layer = 0; layer < layers; layer++) {
+      if (kvHeads[layer] > 0) {
+        model.attentionLayer(layer);
+        continue;
+      }
+      String prefix = "blk." + layer + ".";
+      model.ones(prefix + "attn_norm.weight", EMBEDDING);
+      model.tensor(prefix + "ssm_in.weight", 0.1, EMBEDDING, inner + convolved + heads);
+      model.tensor(prefix + "ssm_conv1d.weight", 0.3, 4, convolved);
+      model.tensor(prefix + "ssm_conv1d.bias", 0.1, convolved);
+      model.tensor(prefix + "ssm_dt.bias", 0.1, heads);
+      model.decay(prefix + "ssm_a", heads);
+      model.tensor(prefix + "ssm_d", 0.5, 1, heads);
+      model.ones(prefix + "ssm_norm.weight", inner);
+      model.tensor(prefix + "ssm_out.weight", 0.1, inner, EMBEDDING);
+      model.feedForward(prefix);
+    }
+    model.file.write(file);
+    return file;
+  }
+
+  /** How fast a state forgets: negative. */
+  private void decay(String name, int heads) {
+    float[] data = new float[heads];
+    for (int i = 0; i < heads; i++) {
+      data[i] = -0.05f * (i + 1);
+    }
+    file.tensor(name, data, 1, heads);
+  }
+
   private void attentionHeader() {
     put("attention.head_count", HEADS);
     put("attention.head_count_kv", KV_HEADS);
@@ -107,11 +170,15 @@ public final class SyntheticModels {
   private void attentionLayer(int layer) {
     String prefix = "blk." + layer + ".";
     ones(prefix + "attn_norm.weight", EMBEDDING);
-    ones(prefix + "ffn_norm.weight", EMBEDDING);
     tensor(prefix + "attn_q.weight", 0.15, EMBEDDING, HEADS * HEAD_DIMENSION);
     tensor(prefix + "attn_k.weight", 0.15, EMBEDDING, KV_HEADS * HEAD_DIMENSION);
     tensor(prefix + "attn_v.weight", 0.1, EMBEDDING, KV_HEADS * HEAD_DIMENSION);
     tensor(prefix + "attn_output.weight", 0.1, HEADS * HEAD_DIMENSION, EMBEDDING);
+    feedForward(prefix);
+  }
+
+  private void feedForward(String prefix) {
+    ones(prefix + "ffn_norm.weight", EMBEDDING);
     tensor(prefix + "ffn_gate.weight", 0.05, EMBEDDING, FEED_FORWARD);
     tensor(prefix + "ffn_up.weight", 0.05, EMBEDDING, FEED_FORWARD);
     tensor(prefix + "ffn_down.weight", 0.05, FEED_FORWARD, EMBEDDING);

@@ -53,6 +53,8 @@ class BadInputTest {
         "chat --kv-local 7 | --kv-local",
         "chat --kv-recovery 0.9 --kv-budget 50% | exclude each other",
         "chat --kv-policy full --kv-sinks 2 | --kv-policy fastgen",
+        "chat --kv-policy none --kv-budget 50% | --kv-policy full or fastgen",
+        "chat --kv-policy none --kv-limit 50M | --kv-policy full or fastgen",
         "chat --kv-policy full --kv-save-profile p.json | --kv-policy fastgen",
         "chat --kv-profile p.json --kv-score sum | --kv-profile",
         "profile | --file",

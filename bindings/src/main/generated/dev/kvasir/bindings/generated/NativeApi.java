@@ -16518,6 +16518,64 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_model_check {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_model_check");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_check(const struct llama_model *model, int32_t with_store)
+     * }
+     */
+    public static FunctionDescriptor kvasir_model_check$descriptor() {
+        return kvasir_model_check.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_check(const struct llama_model *model, int32_t with_store)
+     * }
+     */
+    public static MethodHandle kvasir_model_check$handle() {
+        return kvasir_model_check.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_check(const struct llama_model *model, int32_t with_store)
+     * }
+     */
+    public static MemorySegment kvasir_model_check$address() {
+        return kvasir_model_check.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_model_check(const struct llama_model *model, int32_t with_store)
+     * }
+     */
+    public static int kvasir_model_check(MemorySegment model, int with_store) {
+        var mh$ = kvasir_model_check.HANDLE;
+        try {
+            return (int)mh$.invokeExact(model, with_store);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_context_new {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
@@ -17696,6 +17754,185 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_recurrent_size {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_recurrent_size");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_size(struct llama_context *context, int32_t seq, size_t *bytes)
+     * }
+     */
+    public static FunctionDescriptor kvasir_recurrent_size$descriptor() {
+        return kvasir_recurrent_size.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_size(struct llama_context *context, int32_t seq, size_t *bytes)
+     * }
+     */
+    public static MethodHandle kvasir_recurrent_size$handle() {
+        return kvasir_recurrent_size.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_size(struct llama_context *context, int32_t seq, size_t *bytes)
+     * }
+     */
+    public static MemorySegment kvasir_recurrent_size$address() {
+        return kvasir_recurrent_size.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_size(struct llama_context *context, int32_t seq, size_t *bytes)
+     * }
+     */
+    public static int kvasir_recurrent_size(MemorySegment context, int seq, MemorySegment bytes) {
+        var mh$ = kvasir_recurrent_size.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, seq, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_recurrent_save {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_recurrent_save");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_save(struct llama_context *context, int32_t seq, void *to, size_t bytes)
+     * }
+     */
+    public static FunctionDescriptor kvasir_recurrent_save$descriptor() {
+        return kvasir_recurrent_save.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_save(struct llama_context *context, int32_t seq, void *to, size_t bytes)
+     * }
+     */
+    public static MethodHandle kvasir_recurrent_save$handle() {
+        return kvasir_recurrent_save.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_save(struct llama_context *context, int32_t seq, void *to, size_t bytes)
+     * }
+     */
+    public static MemorySegment kvasir_recurrent_save$address() {
+        return kvasir_recurrent_save.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_save(struct llama_context *context, int32_t seq, void *to, size_t bytes)
+     * }
+     */
+    public static int kvasir_recurrent_save(MemorySegment context, int seq, MemorySegment to, long bytes) {
+        var mh$ = kvasir_recurrent_save.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, seq, to, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_recurrent_restore {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_recurrent_restore");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_restore(struct llama_context *context, int32_t seq, const void *from, size_t bytes)
+     * }
+     */
+    public static FunctionDescriptor kvasir_recurrent_restore$descriptor() {
+        return kvasir_recurrent_restore.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_restore(struct llama_context *context, int32_t seq, const void *from, size_t bytes)
+     * }
+     */
+    public static MethodHandle kvasir_recurrent_restore$handle() {
+        return kvasir_recurrent_restore.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_restore(struct llama_context *context, int32_t seq, const void *from, size_t bytes)
+     * }
+     */
+    public static MemorySegment kvasir_recurrent_restore$address() {
+        return kvasir_recurrent_restore.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_recurrent_restore(struct llama_context *context, int32_t seq, const void *from, size_t bytes)
+     * }
+     */
+    public static int kvasir_recurrent_restore(MemorySegment context, int seq, MemorySegment from, long bytes) {
+        var mh$ = kvasir_recurrent_restore.HANDLE;
+        try {
+            return (int)mh$.invokeExact(context, seq, from, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_cache_n_layers {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
@@ -18039,6 +18276,65 @@ public class NativeApi extends NativeApi$shared {
         var mh$ = kvasir_cache_limit.HANDLE;
         try {
             return (int)mh$.invokeExact(cache, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_cache_room {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_room");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_room(struct kvasir_cache *cache, int32_t stream, int32_t n_tokens)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_room$descriptor() {
+        return kvasir_cache_room.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_room(struct kvasir_cache *cache, int32_t stream, int32_t n_tokens)
+     * }
+     */
+    public static MethodHandle kvasir_cache_room$handle() {
+        return kvasir_cache_room.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_room(struct kvasir_cache *cache, int32_t stream, int32_t n_tokens)
+     * }
+     */
+    public static MemorySegment kvasir_cache_room$address() {
+        return kvasir_cache_room.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_room(struct kvasir_cache *cache, int32_t stream, int32_t n_tokens)
+     * }
+     */
+    public static int kvasir_cache_room(MemorySegment cache, int stream, int n_tokens) {
+        var mh$ = kvasir_cache_room.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, stream, n_tokens);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

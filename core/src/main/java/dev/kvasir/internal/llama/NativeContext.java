@@ -55,6 +55,11 @@ public final class NativeContext implements AutoCloseable {
   private final MemorySegment abortStub;
   private @Nullable BooleanSupplier abort;
 
+  /** Of a recurrent model, by sequence: its state where a prompt began. */
+  private final @Nullable Checkpoint[] checkpoints;
+
+  private record Checkpoint(int position, Arena arena, MemorySegment state) {}
+
   /** How a batch ended. */
   public enum Outcome {
     DONE,
@@ -94,6 +99,7 @@ public final class NativeContext implements AutoCloseable {
         options.contextSize() == 0
             ? Math.min(cells, model.trainedContext())
             : Math.min(cells, options.contextSize());
+    checkpoints = new Checkpoint[sequences];
     batchSize = NativeApi.llama_n_batch(context);
     microBatchSize = NativeApi.llama_n_ubatch(context);
     limited = options.cacheMemoryLimit() > 0;
@@ -176,7 +182,8 @@ public final class NativeContext implements AutoCloseable {
                 + model.file()
                 + ": "
                 + NativeStatus.reason(status)
-                + ". Without the adaptive cache (ModelOptions.withAdaptiveCache(false)) llama.cpp may run it.");
+                + ". "
+                + NativeModel.WITHOUT_THE_CACHE);
       }
       if (!NativeStatus.ok(status)) {
         throw new InvalidOptionException(
@@ -294,6 +301,32 @@ public final class NativeContext implements AutoCloseable {
     return decodeBatch(count, position);
   }
 
+  /**
+   * To be called before a step: one that fails has changed a recurrent state already, so what can
+   * be foreseen is refused before. Does nothing for other models.
+   *
+   * @throws DecodeException if the memory limit leaves no room for a token of every sequence
+   */
+  public void requireRoomForStep(int position) {
+    if (limited && model.recurrent()) {
+      int status = NativeApi.kvasir_cache_room(cache, -1, 1);
+      if (!NativeStatus.ok(status)) {
+        throw noMemory(sequences, position, status);
+      }
+    }
+  }
+
+  private static DecodeException noMemory(int count, int position, int status) {
+    return new DecodeException(
+        "There is no memory for "
+            + count
+            + " tokens from position "
+            + position
+            + " on: "
+            + NativeStatus.text(status)
+            + ".");
+  }
+
   /** Decodes one token of the only sequence. */
   public Outcome decode(int token, int position) {
     tokens.set(ValueLayout.JAVA_INT, 0, token);
@@ -345,14 +378,7 @@ public final class NativeContext implements AutoCloseable {
     if (status == NativeApi.KVASIR_OUT_OF_MEMORY()) {
       // What llama.cpp logged meanwhile says no more than that its graph failed.
       NativeLog.clearErrors();
-      throw new DecodeException(
-          "There is no memory for "
-              + count
-              + " tokens from position "
-              + position
-              + " on: "
-              + NativeStatus.text(status)
-              + ".");
+      throw noMemory(count, position, status);
     }
     throw new DecodeException(
         "llama.cpp failed to decode "
@@ -367,11 +393,76 @@ public final class NativeContext implements AutoCloseable {
   }
 
   /**
-   * Takes everything of a sequence from a position on out of the memory; false when a sliding
-   * window has moved on, and what comes before is no longer whole.
+   * To be called before a prompt, and {@link #dropCheckpoint} after it: a recurrent state cannot be
+   * cut at a position, so that of the sequence is copied, and {@link #truncate} can take the prompt
+   * back. Does nothing for other models.
+   *
+   * @param position that the prompt begins at
+   */
+  public void saveCheckpoint(int sequence, int position) {
+    // llama.cpp saves the cells of a sliding window with the state; what the store knows of them
+    // beyond their rows would be lost.
+    if (!model.recurrent() || model.window() > 0 || position == 0) {
+      return;
+    }
+    Arena saved = Arena.ofShared();
+    boolean done = false;
+    try {
+      MemorySegment size = saved.allocate(NativeApi.C_LONG);
+      check(NativeApi.kvasir_recurrent_size(context, sequence, size));
+      MemorySegment state = saved.allocate(size.get(NativeApi.C_LONG, 0));
+      check(NativeApi.kvasir_recurrent_save(context, sequence, state, state.byteSize()));
+      dropCheckpoint(sequence);
+      checkpoints[sequence] = new Checkpoint(position, saved, state);
+      done = true;
+    } finally {
+      if (!done) {
+        saved.close();
+      }
+    }
+  }
+
+  private static void check(int status) {
+    if (!NativeStatus.ok(status)) {
+      throw new KvasirException(
+          "The recurrent state of the model could not be saved before a prompt: "
+              + NativeStatus.reason(status)
+              + ".");
+    }
+  }
+
+  /** Gives the memory of {@link #saveCheckpoint} back. */
+  public void dropCheckpoint(int sequence) {
+    Checkpoint checkpoint = checkpoints[sequence];
+    if (checkpoint != null) {
+      checkpoint.arena().close();
+      checkpoints[sequence] = null;
+    }
+  }
+
+  /** Takes the sequence out of llama.cpp's memory from a position on; false when it cannot. */
+  private boolean remove(int sequence, int position) {
+    if (!model.recurrent() || position == 0) {
+      NativeApi.llama_memory_seq_rm(memory, sequence, position, -1);
+      return true;
+    }
+    Checkpoint checkpoint = checkpoints[sequence];
+    return checkpoint != null
+        && checkpoint.position() == position
+        && NativeStatus.ok(
+            NativeApi.kvasir_recurrent_restore(
+                context, sequence, checkpoint.state(), checkpoint.state().byteSize()));
+  }
+
+  /**
+   * Takes everything of a sequence from a position on out of the memory; false when that cannot be
+   * done and the sequence must be emptied: a sliding window has moved on, and what comes before is
+   * no longer whole, or a recurrent state was not saved at that position.
    */
   public boolean truncate(int sequence, int position) {
-    NativeApi.llama_memory_seq_rm(memory, sequence, position, -1);
+    if (!remove(sequence, position)) {
+      return false;
+    }
     boolean whole =
         model.window() == 0 || position == 0 || reachesBackTo(sequence, position - model.window());
     if (cache.address() != 0) {
@@ -446,6 +537,9 @@ public final class NativeContext implements AutoCloseable {
 
   @Override
   public void close() {
+    for (int sequence = 0; sequence < sequences; sequence++) {
+      dropCheckpoint(sequence);
+    }
     NativeApi.kvasir_context_free(context, cache);
     arena.close();
     model.release();

@@ -34,6 +34,10 @@ public final class NativeModel implements AutoCloseable {
   /** More layers than any model has: all of them. */
   private static final int ALL_LAYERS = 999;
 
+  /** What to do with a model that only the adaptive cache has no path for. */
+  static final String WITHOUT_THE_CACHE =
+      "It can run without: ModelOptions.withAdaptiveCache(false), on the command line --kv-policy none.";
+
   private final MemorySegment model;
   private final Path file;
   private final AttentionShape attention;
@@ -48,6 +52,7 @@ public final class NativeModel implements AutoCloseable {
   private final int trainedContext;
   private final int layers;
   private final int window;
+  private final boolean recurrent;
   private @Nullable TokenKinds tokenKinds;
 
   private NativeModel(
@@ -66,6 +71,8 @@ public final class NativeModel implements AutoCloseable {
     this.trainedContext = NativeApi.llama_model_n_ctx_train(model);
     this.layers = NativeApi.llama_model_n_layer(model);
     this.window = NativeApi.llama_model_n_swa(model);
+    this.recurrent =
+        NativeApi.llama_model_is_recurrent(model) || NativeApi.llama_model_is_hybrid(model);
     this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
   }
 
@@ -98,7 +105,7 @@ public final class NativeModel implements AutoCloseable {
             "llama.cpp cannot load the model " + file + ": " + NativeStatus.reason(status) + ".");
       }
       try {
-        requireAttentionCache(model, file);
+        requireMemory(model, file, options.adaptiveCache());
         SpecialTokens.require(NativeApi.llama_model_get_vocab(model), file);
         RotaryPositions.require(model, header.attention(), file);
         return new NativeModel(model, file, header, placement, options.adaptiveCache());
@@ -188,28 +195,27 @@ public final class NativeModel implements AutoCloseable {
     llama_model_params.no_host(params, true);
   }
 
-  private static void requireAttentionCache(MemorySegment model, Path file) {
-    String kind = null;
-    if (NativeApi.llama_model_is_recurrent(model)) {
-      kind = "a recurrent model: it has no KV cache";
-    } else if (NativeApi.llama_model_is_hybrid(model)) {
-      kind = "a hybrid model: a part of its memory is recurrent, and cannot be compressed";
-    } else if (NativeApi.llama_model_has_encoder(model)
-        || !NativeApi.llama_model_has_decoder(model)) {
-      kind = "an encoder model: it does not generate text from a KV cache";
+  /** What a model is refused for at once. What an operation lacks, a session's context shows. */
+  private static void requireMemory(MemorySegment model, Path file, boolean adaptive) {
+    String why = null;
+    int plain = NativeApi.kvasir_model_check(model, 0);
+    if (!NativeStatus.ok(plain)) {
+      why = NativeStatus.text(plain) + ". Kvasir runs models that continue a text.";
     } else if (NativeApi.llama_vocab_type(NativeApi.llama_model_get_vocab(model))
         == NativeApi.LLAMA_VOCAB_TYPE_NONE()) {
-      kind = "a model without a vocabulary";
+      why = "a model without a vocabulary. Kvasir runs models that continue a text.";
+    } else if (adaptive) {
+      int status = NativeApi.kvasir_model_check(model, 1);
+      if (!NativeStatus.ok(status)) {
+        why =
+            NativeStatus.text(status)
+                + ". The adaptive cache has no path for it. "
+                + WITHOUT_THE_CACHE;
+      }
     }
-    if (kind != null) {
+    if (why != null) {
       throw new UnsupportedModelException(
-          "The model "
-              + file
-              + " ("
-              + describe(model)
-              + ") is "
-              + kind
-              + ". Kvasir runs decoder models with attention in every layer.");
+          "The model " + file + " (" + describe(model) + ") is " + why);
     }
   }
 
@@ -386,6 +392,11 @@ public final class NativeModel implements AutoCloseable {
   /** Tokens that a layer with a sliding window sees; 0 when there is no such layer. */
   int window() {
     return window;
+  }
+
+  /** Whether some layers have a recurrent state, which cannot be cut at a position. */
+  boolean recurrent() {
+    return recurrent;
   }
 
   @Override

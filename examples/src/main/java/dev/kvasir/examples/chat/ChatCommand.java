@@ -89,7 +89,7 @@ public final class ChatCommand implements Callable<Integer> {
   public Integer call() {
     var options = options();
     var first = firstMessage();
-    try (var loaded = model.load(streams, true);
+    try (var loaded = model.load(streams, cache.adaptive());
         var conversation = new Conversation(loaded, options, streams, streams.errTerminal())) {
       int exitCode = 0;
       if (first != null) {

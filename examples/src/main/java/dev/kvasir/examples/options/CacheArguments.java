@@ -16,6 +16,8 @@ import picocli.CommandLine.Spec;
 public final class CacheArguments {
   /** The policies that can be named. */
   public enum Policy {
+    /** There is no adaptive cache: unmodified llama.cpp. */
+    NONE,
     /** Everything is kept. */
     FULL,
     /** Every head keeps what its profile shows that it needs. */
@@ -27,9 +29,10 @@ public final class CacheArguments {
 
   @Option(
       names = "--kv-policy",
-      paramLabel = "full|fastgen",
+      paramLabel = "none|full|fastgen",
       description =
-          "Keep everything, or per KV head what a profile of the prompt asks for. Default: fastgen.")
+          "Keep everything, or per KV head what a profile of the prompt asks for; none: unmodified llama.cpp, for models that"
+              + " the adaptive cache has no path for. Default: fastgen.")
   private @Nullable Policy policy;
 
   @Option(
@@ -84,6 +87,13 @@ public final class CacheArguments {
           "--kv-recovery and --kv-budget exclude each other: both say how much is kept");
     }
     var target = recovery != null ? recovery : budget;
+    if (policy == Policy.NONE) {
+      if (target != null || profile != null || fastgen.given() || limit != null) {
+        throw contradiction(
+            "--kv-policy none leaves the cache to llama.cpp: the other --kv options need --kv-policy full or fastgen");
+      }
+      return options.withCachePolicy(CachePolicy.full());
+    }
     if (policy == Policy.FULL) {
       if (target != null || profile != null || fastgen.given()) {
         throw contradiction(
@@ -102,6 +112,11 @@ public final class CacheArguments {
     }
     var chosen = fastgen.policy();
     return options.withCachePolicy(target == null ? chosen : chosen.withTarget(target));
+  }
+
+  /** Whether the KV cache is to be Kvasir's. */
+  public boolean adaptive() {
+    return policy != Policy.NONE;
   }
 
   private ParameterException contradiction(String message) {

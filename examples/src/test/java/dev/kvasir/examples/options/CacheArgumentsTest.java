@@ -1,7 +1,9 @@
 package dev.kvasir.examples.options;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.KvType;
 import dev.kvasir.Sampling;
@@ -45,6 +47,9 @@ class CacheArgumentsTest {
   void defaults() {
     assertEquals(FastGen.defaults(), policy());
     assertEquals(CachePolicy.full(), policy("--kv-policy", "full"));
+    assertEquals(CachePolicy.full(), policy("--kv-policy", "none"));
+    assertTrue(parse().cache.adaptive() && parse("--kv-policy", "full").cache.adaptive());
+    assertFalse(parse("--kv-policy", "none").cache.adaptive());
     assertEquals(SessionOptions.defaults(), parse().context.over(parse().session.options()));
     assertEquals(Sampling.defaults(), parse().sampling.sampling());
   }
