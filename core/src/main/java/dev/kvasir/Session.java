@@ -601,6 +601,9 @@ public final class Session implements AutoCloseable {
 
   private void rollBack(int start) {
     hasLogits = false;
+    if (cache != null) {
+      cache.rollBack();
+    }
     if (context.truncate(0, start)) {
       position = start;
       if (cache != null) {

@@ -248,6 +248,9 @@ public final class SessionGroup implements AutoCloseable {
 
   private void rollBack(int sequence) {
     Arrays.fill(logitsAt, NONE);
+    if (!caches.isEmpty()) {
+      caches.get(sequence).rollBack();
+    }
     if (context.truncate(sequence, positions[sequence])) {
       if (!caches.isEmpty()) {
         caches.get(sequence).rolledBack();

@@ -341,6 +341,21 @@ final class NativeCacheStore implements CacheStore {
   }
 
   @Override
+  public void mark() {
+    check(NativeApi.kvasir_cache_mark(cache, 1), "mark what it has counted");
+  }
+
+  @Override
+  public void endMark() {
+    check(NativeApi.kvasir_cache_mark(cache, 0), "keep what it has counted");
+  }
+
+  @Override
+  public void takeBack() {
+    check(NativeApi.kvasir_cache_take_back(cache), "take back what it has counted");
+  }
+
+  @Override
   public void readStatistic(int layer, int head, float[] into, int count) {
     int index = indexAhead[placeOf(whatOf(Reading.STATISTIC), layer, head)];
     if (index < 0) {

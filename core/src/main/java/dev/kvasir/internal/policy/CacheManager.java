@@ -54,6 +54,7 @@ public final class CacheManager {
   private boolean decided;
   private int @Nullable [] bounds; // of the statistic, while it runs
   private int scoredFrom; // position of the first query that the scores count
+  private @Nullable Marked marked; // while tokens are evaluated that may be taken back
   private @Nullable Profile profile;
   private List<Candidate> chosen = List.of(); // by layer and head, once decided
   private HeadPolicy[] dropping = {}; // of the heads that do not keep everything
@@ -140,7 +141,26 @@ public final class CacheManager {
    * several.
    */
   public void beforePrefill(int tokens) {
-    if (keepsAll || decided) {
+    if (keepsAll) {
+      return;
+    }
+    store.mark();
+    marked = new Marked(bounds, scoredFrom, tracking);
+    beginCounting(tokens);
+  }
+
+  /** What {@link #beforePrefill} may have changed. */
+  private record Marked(int @Nullable [] bounds, int scoredFrom, boolean tracking) {}
+
+  private void endMark() {
+    if (marked != null) {
+      marked = null;
+      store.endMark();
+    }
+  }
+
+  private void beginCounting(int tokens) {
+    if (decided) {
       return;
     }
     if (profiling != null) {
@@ -175,6 +195,7 @@ public final class CacheManager {
    * @param count how many
    */
   public void afterPrefill(int[] tokens, int from, int count) {
+    endMark();
     for (int i = from; i < from + count; i++) {
       log.append(tokens[i]);
     }
@@ -224,16 +245,12 @@ public final class CacheManager {
    * profile is not.
    */
   public void clear() {
+    endMark();
     if (bounds != null) {
       bounds = null;
       store.stopStatistic();
     }
-    for (int l = 0; l < store.layers() && tracking; l++) {
-      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
-        store.track(l, h, false);
-      }
-    }
-    tracking = false;
+    stopTracking();
     decided = false;
     scoredFrom = 0;
     profile = given;
@@ -244,19 +261,39 @@ public final class CacheManager {
     cellMaps.forEach(CellMap::clear);
   }
 
+  private void stopTracking() {
+    for (int l = 0; l < store.layers() && tracking; l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        store.track(l, h, false);
+      }
+    }
+    tracking = false;
+  }
+
   /**
-   * To be called when evaluations since the last prefill or step were taken back. A running
-   * statistic has counted queries that are gone: it ends, and starts anew with the next token.
+   * To be called before evaluations since the last prefill or step are taken out of the store: what
+   * they have counted goes, and what {@link #beforePrefill} has begun. (A step that fails has been
+   * counted nowhere.)
+   */
+  public void rollBack() {
+    if (marked == null) {
+      return;
+    }
+    store.takeBack();
+    bounds = marked.bounds;
+    scoredFrom = marked.scoredFrom;
+    if (!marked.tracking) {
+      stopTracking();
+    }
+    marked = null;
+  }
+
+  /**
+   * To be called after {@link #rollBack}, when the evaluations are out of the store: the next step
+   * is prepared once more, from the same state.
    */
   public void rolledBack() {
-    if (bounds != null) {
-      bounds = null;
-      store.stopStatistic();
-    }
-    for (var head : dropping) {
-      head.forgetPrepared();
-    }
-    store.readAhead();
+    prepareStep();
   }
 
   /**
@@ -292,7 +329,7 @@ public final class CacheManager {
 
   private void decideIfEnough() {
     if (bounds == null && !tracking) {
-      beforePrefill(0); // after a roll-back: counting begins again with the next token
+      beginCounting(0); // nothing was prefilled
     }
     boolean enough =
         log.length() >= minimumTokens && log.length() - scoredFrom >= minimumTokens / 2;

@@ -122,6 +122,21 @@ public interface CacheStore {
   void stopStatistic();
 
   /**
+   * What is counted from here on, and whether a statistic runs, can be taken back, until {@link
+   * #endMark} or a change of the slots.
+   */
+  void mark();
+
+  /** What was counted since the mark stays. */
+  void endMark();
+
+  /**
+   * Scores and statistic are again what they were at the mark, bit for bit; tokens that came later
+   * have zeros, and are to be dropped after this. Ends the mark; does nothing without one.
+   */
+  void takeBack();
+
+  /**
    * Reads one head's sums: {@code [rows][bounds + 1][slots]}, row-major, with as many rows as query
    * heads when the statistic was started per query head, else one; {@code count} sums in all. They
    * must have been {@linkplain #readAhead read ahead}.

@@ -298,11 +298,6 @@ final class HeadPolicy {
     }
   }
 
-  /** The next step does not follow what it was prepared for. */
-  void forgetPrepared() {
-    preparedAt = 0;
-  }
-
   /** Neither pinned nor local. */
   private boolean isOther(int position, int inWindow) {
     return position < inWindow && (log.flags()[position] & pinned) == 0;

@@ -188,6 +188,15 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
+  public void mark() {}
+
+  @Override
+  public void endMark() {}
+
+  @Override
+  public void takeBack() {}
+
+  @Override
   public void readStatistic(int layer, int head, float[] into, int count) {
     System.arraycopy(statistic, 0, into, 0, count);
   }

@@ -291,30 +291,37 @@ class CacheManagerTest {
     assertEquals(profile, manager.profile().orElseThrow());
   }
 
-  /**
-   * A failed evaluation leaves its queries in the statistic: it has to begin anew, and has to see
-   * enough again.
-   */
+  /** A prefill that fails: what it has done is taken back, and the sequence goes on as before. */
+  private void fail(CacheManager manager, int tokens) {
+    int before = manager.position();
+    manager.beforePrefill(tokens);
+    store.evaluate(tokens);
+    manager.rollBack();
+    store.truncate(before);
+    manager.rolledBack();
+  }
+
+  /** Before there is a statistic, while it runs, and where the prefill would have begun it anew. */
   @Test
-  void afterARollBackTheStatisticBeginsAnew() {
+  void aPrefillThatIsTakenBackIsNotCounted() {
     var policy =
         FastGen.defaults().withWeight(Weight.NONE).withMinimumTokens(64).withScore(Score.MEAN);
     var manager = new CacheManager(store, policy, null, kinds);
-    var text = FakeKinds.text(random, 60);
-    prefill(manager, text);
-    manager.rolledBack();
+    fail(manager, 100);
     assertNull(store.bounds());
-    var all = text;
-    for (int length = 61; length <= 93; length++) {
-      assertTrue(manager.profile().isEmpty());
-      var bounds = store.bounds();
-      store.evaluate(1);
-      manager.afterDecodeStep(70);
-      all = join(all, new int[] {70});
-      if (length == 93) {
-        checkRecoveries(manager.profile().orElseThrow(), bounds, all, 61, policy);
-      }
-    }
+    var first = FakeKinds.text(random, 30);
+    prefill(manager, first);
+    var bounds = store.bounds();
+    fail(manager, 20);
+    assertArrayEquals(bounds, store.bounds());
+    fail(manager, 1000);
+    assertArrayEquals(bounds, store.bounds());
+    var second = FakeKinds.text(random, 60);
+    prefill(manager, second);
+    checkRecoveries(manager.profile().orElseThrow(), bounds, join(first, second), 0, policy);
+    fail(manager, 50);
+    decode(manager, 30);
+    assertEquals(120, manager.position());
   }
 
   @Test

@@ -350,6 +350,76 @@ class FakeStore implements CacheStore {
     bounds = null;
   }
 
+  private record Counted(double score, double[][] buckets) {}
+
+  private record Mark(List<List<List<Counted>>> counted, int[] bounds, int rows) {}
+
+  private Mark mark;
+
+  private static double[][] copy(double[][] buckets) {
+    return Arrays.stream(buckets).map(double[]::clone).toArray(double[][]::new);
+  }
+
+  @Override
+  public void mark() {
+    mark =
+        new Mark(
+            Arrays.stream(heads)
+                .map(
+                    layer ->
+                        Arrays.stream(layer)
+                            .map(
+                                head ->
+                                    head.slots.stream()
+                                        .map(s -> new Counted(s.score, copy(s.buckets)))
+                                        .toList())
+                            .toList())
+                .toList(),
+            bounds,
+            rows);
+  }
+
+  @Override
+  public void endMark() {
+    mark = null;
+  }
+
+  @Override
+  public void takeBack() {
+    if (mark == null) {
+      return;
+    }
+    bounds = mark.bounds;
+    rows = mark.rows;
+    for (int l = 0; l < heads.length; l++) {
+      for (int h = 0; h < heads[l].length; h++) {
+        var counted = mark.counted.get(l).get(h);
+        var slots = heads[l][h].slots;
+        for (int s = 0; s < slots.size(); s++) {
+          boolean later = s >= counted.size();
+          slots.get(s).score = later ? 0 : counted.get(s).score;
+          slots.get(s).buckets =
+              later
+                  ? new double[bounds == null ? 0 : rows][bounds == null ? 0 : bounds.length + 1]
+                  : copy(counted.get(s).buckets);
+        }
+      }
+    }
+    mark = null;
+  }
+
+  /** Drops what came last, as a roll-back does. */
+  void truncate(int length) {
+    for (var layer : heads) {
+      for (var head : layer) {
+        while (!head.slots.isEmpty() && head.slots.getLast().position >= length) {
+          head.slotOfCell[head.slots.removeLast().cell] = -1;
+        }
+      }
+    }
+    this.length = length;
+  }
+
   @Override
   public void readStatistic(int layer, int head, float[] into, int count) {
     int slots = slots(layer, head);
