@@ -84,6 +84,8 @@ namespace kvasir {
     X(llama_attach_threadpool)       \
     X(llama_vocab_type)              \
     X(llama_vocab_n_tokens)          \
+    X(llama_vocab_get_attr)          \
+    X(llama_vocab_get_text)          \
     X(llama_tokenize)                \
     X(llama_detokenize)              \
     X(llama_token_to_piece)          \

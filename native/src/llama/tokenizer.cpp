@@ -21,6 +21,13 @@ constexpr size_t MAX_BYTES = (size_t) 64 << 20;
 // What a thread may use of its stack, which is as much memory for the time of the call.
 constexpr size_t MAX_STACK = (size_t) 1 << 30;
 
+// llama.cpp goes through all that it has cut a text into at each special token that it finds there: this many take some seconds.
+constexpr int64_t MAX_SPECIAL_TOKENS = 1 << 16;
+
+// Some expressions look at the rest of a run of spaces or digits from each of its characters; squares of their lengths, which
+// take about a tenth of a microsecond each.
+constexpr int64_t MAX_SQUARES = 250 * 1000 * 1000;
+
 // What a thread uses beside the matching, also when it logs.
 constexpr size_t BASE_STACK = (size_t) 512 << 10;
 
@@ -151,6 +158,21 @@ void match_depth::measure_joins(const llama_vocab * vocab) {
     }
 }
 
+void match_depth::require_short_runs(std::string_view text) {
+    int64_t squares = 0, run = 0;
+    int     last = -1;
+    for (const char c : text) {
+        const int kind  = kind_of((unsigned char) c);
+        const int group = kind == LINE ? SPACE : kind;
+        run     = group == last && (group == SPACE || group == DIGIT) ? run + 1 : 1;
+        last    = group;
+        squares += group == SPACE || group == DIGIT ? 2 * run - 1 : 0; // run * run in the end
+    }
+    if (squares > MAX_SQUARES) {
+        throw error(KVASIR_INVALID_ARGUMENT, "it has so many spaces, line breaks or digits in a row that the pre-tokeniser of this model would take hours");
+    }
+}
+
 // the most characters that one match can have
 size_t match_depth::longest_match(std::string_view text) const {
     // A match may begin with the last characters of the run before, and end with the first of the run behind.
@@ -182,6 +204,7 @@ size_t match_depth::stack_for(const llama_vocab * vocab, std::string_view text) 
     if (bytes_per_character == 0) {
         return 0;
     }
+    require_short_runs(text);
     const size_t each    = bytes_per_character + bytes_per_character / 4;
     const size_t most    = MAX_STACK / each;
     size_t       longest = text.size() - (size_t) std::count_if(text.begin(), text.end(), [](char c) { return continues_character((unsigned char) c); });
@@ -204,9 +227,53 @@ kvasir_tokenizer::kvasir_tokenizer(const llama_vocab * vocab) : vocab(vocab), n_
     if (llama().llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
         throw error(KVASIR_UNSUPPORTED, "the model has no vocabulary");
     }
+    for (llama_token token = 0; token < n_vocab; token++) {
+        const int attributes = llama().llama_vocab_get_attr(vocab, token);
+        if (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_USER_DEFINED)) {
+            const bool control = attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN);
+            special[control].add(llama().llama_vocab_get_text(vocab, token));
+        }
+    }
     const enum llama_vocab_type type = llama().llama_vocab_type(vocab);
     if (type == LLAMA_VOCAB_TYPE_BPE || type == LLAMA_VOCAB_TYPE_RWKV) {
         look_for_bytes(type == LLAMA_VOCAB_TYPE_RWKV);
+    }
+}
+
+void kvasir_tokenizer::texts::add(const char * text) {
+    const std::string_view added(text);
+    if (!added.empty() && all.insert(added).second) {
+        begins[(unsigned char) added[0]] = true;
+        lengths.insert(added.size());
+    }
+}
+
+size_t kvasir_tokenizer::texts::longest(std::string_view text) const {
+    if (!begins[(unsigned char) text[0]]) {
+        return 0;
+    }
+    for (const size_t length : lengths) {
+        if (length <= text.size() && all.count(text.substr(0, length)) > 0) {
+            return length;
+        }
+    }
+    return 0;
+}
+
+void kvasir_tokenizer::require_few_special(std::string_view text, bool parse_special) const {
+    if (text.size() <= (size_t) MAX_SPECIAL_TOKENS) {
+        return;
+    }
+    int64_t n = 0;
+    for (size_t i = 0; i < text.size();) {
+        const std::string_view rest = text.substr(i);
+        const size_t length = std::max(special[false].longest(rest), parse_special ? special[true].longest(rest) : 0);
+        n += length > 0;
+        i += std::max<size_t>(1, length);
+    }
+    if (n > MAX_SPECIAL_TOKENS) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("it has %lld special tokens, more than the %lld that are found in reasonable time", (long long) n,
+                                                    (long long) MAX_SPECIAL_TOKENS));
     }
 }
 
@@ -276,6 +343,7 @@ std::vector<llama_token> kvasir_tokenizer::tokenize(std::string_view text, bool 
     if (text.size() > MAX_BYTES) {
         throw error(KVASIR_INVALID_ARGUMENT, format("it has %zu bytes, more than the %zu that are split at once", text.size(), MAX_BYTES));
     }
+    require_few_special(text, parse_special);
     // hardly a vocabulary makes more tokens than bytes, but for those that are added
     std::vector<llama_token> tokens(text.size() + 16);
     size_t                   n     = 0;

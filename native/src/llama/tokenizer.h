@@ -7,8 +7,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <mutex>
+#include <set>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 namespace kvasir {
@@ -29,6 +32,7 @@ private:
     void   measure(const llama_vocab * vocab);
     void   measure_joins(const llama_vocab * vocab);
     size_t longest_match(std::string_view text) const;
+    static void require_short_runs(std::string_view text);
 
     std::once_flag measured, measured_joins;
     size_t         base = 0;                // stack that a single character takes; 0: the system does not tell
@@ -48,13 +52,25 @@ struct kvasir_tokenizer {
     size_t piece(llama_token token, char * buffer, size_t size) const;
 
 private:
+    // entries that llama.cpp looks for in a text before anything else
+    struct texts {
+        void   add(const char * text);
+        size_t longest(std::string_view text) const; // of those that the text begins with, which is not empty; 0: none
+
+        std::unordered_set<std::string_view>   all; // the vocabulary's
+        std::set<size_t, std::greater<size_t>> lengths;
+        std::array<bool, 256>                  begins{};
+    };
+
     void check(llama_token token) const;
+    void require_few_special(std::string_view text, bool parse_special) const;
     void look_for_bytes(bool all_entries);
     void require_all_of(std::string_view text, const std::vector<llama_token> & tokens) const;
 
     const llama_vocab * vocab;
     const int32_t       n_vocab;
 
+    std::array<texts, 2>  special;         // [0] user-defined tokens, [1] control tokens
     bool                  complete = true; // as far as bytes are concerned
     std::array<bool, 256> missing{};       // that are no entry of their own
     kvasir::match_depth depth;

@@ -83,10 +83,14 @@ public final class Model implements AutoCloseable {
   }
 
   /**
-   * Splits a text into tokens.
+   * Splits a text into tokens. It may hold anything: a zero is a character like others, and a
+   * surrogate without its other half becomes U+FFFD.
    *
    * @param addSpecial adds the tokens that the model wants at the start and end of a text
    * @param parseSpecial takes the text of a special token for that token instead of plain text
+   * @throws TokenizationException if the text has more than 64 MiB in UTF-8, goes on for too long
+   *     without a break for the model's pre-tokeniser, or has a part that the vocabulary has no
+   *     token for
    */
   public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
     return model.tokenize(text, addSpecial, parseSpecial);

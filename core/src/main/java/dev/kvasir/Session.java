@@ -125,20 +125,32 @@ public final class Session implements AutoCloseable {
   /**
    * Continues a raw text, without a chat template. At the start of a session the model's
    * begin-of-sequence token is put first, if it wants one. The text of special tokens is plain text
-   * here.
+   * here: whoever wrote it cannot begin a turn of the system's.
    *
    * <p>Nothing runs before the reply is read.
    *
    * @throws ContextFullException if the text does not fit into what is left of the context
+   * @throws TokenizationException if the text cannot be split into tokens
    * @throws IllegalArgumentException if there is nothing to continue: no text, and nothing
    *     evaluated before
    */
   public Reply complete(String text) {
+    return complete(text, false);
+  }
+
+  /**
+   * As {@link #complete(String)}, also for a prompt in the model's own format, with special tokens
+   * in it.
+   *
+   * @param parseSpecial takes the text of a special token for that token, wherever it stands: only
+   *     for a prompt of which every part can be trusted
+   */
+  public Reply complete(String text, boolean parseSpecial) {
     Objects.requireNonNull(text, "text");
     enter();
     try {
       requireNoReply();
-      return open(text, false, null);
+      return open(text, parseSpecial, null);
     } finally {
       exit();
     }

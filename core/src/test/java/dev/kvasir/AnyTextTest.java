@@ -1,6 +1,7 @@
 package dev.kvasir;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.file.Files;
@@ -61,6 +62,79 @@ class AnyTextTest {
       assertTrue(
           files.noneMatch(file -> file.getFileName().toString().startsWith("hs_err")),
           child.output());
+    }
+  }
+
+  private String refused(Model model, String text, boolean parseSpecial) {
+    return assertThrows(
+            TokenizationException.class, () -> model.tokenize(text, false, parseSpecial))
+        .getMessage();
+  }
+
+  private Model model(SyntheticVocabulary vocabulary) {
+    return Model.load(
+        SyntheticModels.llama(directory.resolve("model.gguf"), 1, vocabulary),
+        ModelOptions.defaults().withDevice("CPU"));
+  }
+
+  @Test
+  void tenMegabytesWithoutASpace() {
+    String text = "a".repeat(10_000_000);
+    try (Model model = model(SyntheticVocabulary.bytePairs("gpt-4o"))) {
+      String message = refused(model, text, false);
+      assertTrue(message.contains("10000000 characters"), message);
+      // What a pre-tokeniser never puts into one word is no run.
+      assertEquals(600_000, model.tokenize("1 ".repeat(300_000), false, false).length);
+    }
+    try (Model model = model(SyntheticVocabulary.bytePairs("gpt-2"))) {
+      assertEquals(2_500_000, model.tokenize(text, false, false).length);
+    }
+  }
+
+  @Test
+  void moreThanIsSplitAtOnce() {
+    try (Model model = model(SyntheticVocabulary.sentencePiece())) {
+      String message = refused(model, "a".repeat((64 << 20) + 1), false);
+      assertTrue(message.contains("67108865 bytes"), message);
+    }
+  }
+
+  @Test
+  void runsThatAnExpressionLooksAtAgainAndAgain() {
+    try (Model model = model(SyntheticVocabulary.bytePairs("superbpe"))) {
+      for (String unit : new String[] {"1", " ", "\n "}) {
+        String message = refused(model, unit.repeat(100_000), false);
+        assertTrue(message.contains("in a row"), message);
+      }
+      assertEquals(1_000, model.tokenize("1".repeat(1_000), false, false).length);
+    }
+    try (Model model = model(SyntheticVocabulary.bytePairs("llama-bpe"))) {
+      assertEquals(100_000, model.tokenize("1".repeat(100_000), false, false).length);
+    }
+  }
+
+  @Test
+  void moreSpecialTokensThanAreFoundInReasonableTime() {
+    String text = "<|turn|>".repeat(70_000);
+    try (Model model = model(SyntheticVocabulary.bytePairs("gpt-2"))) {
+      assertTrue(refused(model, text, true).contains("70000 special tokens"));
+      assertEquals(8 * 70_000, model.tokenize(text, false, false).length);
+      assertEquals(2_000, model.tokenize("<|turn|>".repeat(2_000), false, true).length);
+    }
+    try (Model model = model(SyntheticVocabulary.bytePairs("gpt-2").userDefined("<|turned|>"))) {
+      assertTrue(
+          refused(model, "<|turned|>".repeat(70_000), false).contains("70000 special tokens"));
+    }
+  }
+
+  @Test
+  void zerosAndHalvesOfSurrogatePairsAreText() {
+    try (Model model = model(SyntheticVocabulary.bytePairs("gpt-2"))) {
+      String zeros = "a\0b\0\0";
+      assertEquals(zeros, model.detokenize(model.tokenize(zeros, false, false)));
+      assertEquals(
+          "a\uFFFDb\uFFFD\uFFFD \uD83D\uDE00",
+          model.detokenize(model.tokenize("a\uD83Db\uDE00\uD83D \uD83D\uDE00", false, false)));
     }
   }
 

@@ -1,0 +1,117 @@
+package dev.kvasir;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/**
+ * Random and hostile texts through {@link Model#tokenize} and {@link Session#complete(String)}, in
+ * a JVM of its own: each is answered, or refused by one exception, and what comes next works.
+ * {@code -Dkvasir.test.texts=10000} says how many, {@code -Dkvasir.test.seed=N} which.
+ */
+class HostileTextTest {
+  @TempDir Path directory;
+
+  @Test
+  void everyTextIsAnsweredOrRefused() throws Exception {
+    String texts = System.getProperty("kvasir.test.texts", "150");
+    String seed = System.getProperty("kvasir.test.seed", "1");
+    int seconds = 120 + Integer.parseInt(texts);
+    ChildJvm child =
+        ChildJvm.run(directory, Map.of(), seconds, Texts.class, directory.toString(), texts, seed);
+    assertEquals(0, child.exitValue(), child.output());
+    assertTrue(child.output().contains("done: " + texts + " texts"), child.output());
+    System.out.println(
+        child.output().lines().filter(line -> line.startsWith("done: ")).findFirst().orElseThrow());
+  }
+
+  /** Runs the texts through some vocabularies. */
+  static final class Texts {
+    private Texts() {}
+
+    public static void main(String[] arguments) {
+      Path directory = Path.of(arguments[0]);
+      int count = Integer.parseInt(arguments[1]);
+      long seed = Long.parseLong(arguments[2]);
+      Map<String, SyntheticVocabulary> vocabularies = new LinkedHashMap<>();
+      vocabularies.put("gpt-2", SyntheticVocabulary.bytePairs("gpt-2"));
+      vocabularies.put("gpt-4o", SyntheticVocabulary.bytePairs("gpt-4o"));
+      vocabularies.put("bloom", SyntheticVocabulary.bytePairs("bloom"));
+      vocabularies.put("sentencePiece", SyntheticVocabulary.sentencePiece());
+      vocabularies.put("withoutBytes", SyntheticVocabulary.sentencePieceWithoutBytes());
+      vocabularies.put("unigrams", SyntheticVocabulary.unigrams());
+      StringBuilder counts = new StringBuilder();
+      for (Map.Entry<String, SyntheticVocabulary> each : vocabularies.entrySet()) {
+        Path file =
+            SyntheticModels.llama(directory.resolve(each.getKey() + ".gguf"), 1, each.getValue());
+        boolean faithful = !each.getKey().equals("unigrams");
+        counts.append(", ").append(each.getKey()).append(' ');
+        counts.append(run(file, faithful, (count + vocabularies.size() - 1) / vocabularies.size(), seed));
+      }
+      System.out.println("done: " + count + " texts of seed " + seed + counts);
+    }
+
+    /** Returns how many were answered. */
+    private static int run(Path file, boolean faithful, int count, long seed) {
+      HostileTexts texts = new HostileTexts(seed);
+      int answered = 0;
+      try (Model model = Model.load(file, ModelOptions.defaults().withDevice("CPU"));
+          Session session =
+              model.newSession(
+                  SessionOptions.defaults()
+                      .withContextSize(1024)
+                      .withThreads(1)
+                      .withMaxTokens(2)
+                      .withSampling(Sampling.greedy()))) {
+        for (int i = 0; i < count; i++) {
+          String text = texts.next();
+          try {
+            boolean split = split(model, text, faithful);
+            boolean complete = complete(session, text, i % 2 == 0);
+            answered += split && complete ? 1 : 0;
+          } catch (RuntimeException | Error e) {
+            throw new AssertionError("text " + i + " of seed " + seed + " with " + file, e);
+          }
+        }
+      }
+      return answered;
+    }
+
+    private static boolean split(Model model, String text, boolean faithful) {
+      int[] tokens;
+      try {
+        tokens = model.tokenize(text, false, false);
+      } catch (TokenizationException e) {
+        return false;
+      }
+      String back = model.detokenize(tokens).replace('\u2581', ' ').strip();
+      String sent = new String(dev.kvasir.internal.text.Utf8.bytes(text), StandardCharsets.UTF_8);
+      if (faithful && !back.equals(sent.replace('\u2581', ' ').strip())) {
+        throw new AssertionError("other text came back");
+      }
+      return true;
+    }
+
+    private static boolean complete(Session session, String text, boolean trusted) {
+      try (Reply reply = session.complete(text, trusted)) {
+        reply.text();
+        return true;
+      } catch (TokenizationException | ContextFullException e) {
+        return false;
+      } catch (IllegalArgumentException e) {
+        if (!text.isEmpty()) {
+          throw e;
+        }
+        return false;
+      } finally {
+        session.clear();
+      }
+    }
+  }
+}
