@@ -67,8 +67,8 @@ void require_intercepted(const construction & made) {
                                             "a model without attention has no KV cache at all");
     }
     for (const auto & l : cache.layers) {
-        if (!l->k.tensor || !l->v.tensor) {
-            throw error(KVASIR_UNSUPPORTED, format("layer %d has %s cache only (multi-head latent attention)", l->il, l->k.tensor ? "a K" : "a V"));
+        if (!l->k.tensor || (!l->v.tensor && !l->v.format.part)) {
+            throw error(KVASIR_UNSUPPORTED, format("layer %d has %s cache only", l->il, l->k.tensor ? "a K" : "a V"));
         }
         if (!l->configured()) {
             throw error(KVASIR_NOT_INTERCEPTED, format("no flash attention over the cache of layer %d was seen", l->il));

@@ -46,13 +46,15 @@ kvasir_attention path_of(int32_t dim, ggml_type k, ggml_type v) {
 }
 
 // A backend that has no attention for such heads has no portable path: the context is refused by name.
-bool refused(const model_file & m, const llama_context_params & params, const char * what, int32_t dim, int32_t group, float softcap = 0) {
-    if (path_of(dim, params.type_k, params.type_v) == NATIVE) {
+// latent: so many elements of each K row are its V row; 0: V has rows of its own.
+bool refused(const model_file & m, const llama_context_params & params, const char * what, int32_t dim, int32_t group, float softcap = 0, int32_t latent = 0) {
+    if (!latent && path_of(dim, params.type_k, params.type_v) == NATIVE) {
         return false;
     }
     ggml_context * c = ggml_init({16 * ggml_tensor_overhead(), nullptr, true});
-    ggml_tensor *  node = ggml_flash_attn_ext(c, ggml_new_tensor_3d(c, GGML_TYPE_F32, dim, 1, group), ggml_new_tensor_3d(c, params.type_k, dim, 256, 1),
-                                              ggml_new_tensor_3d(c, params.type_v, dim, 256, 1), ggml_new_tensor_2d(c, GGML_TYPE_F16, 256, 1), 1, 0, softcap);
+    ggml_tensor *  k = ggml_new_tensor_3d(c, params.type_k, dim, 256, 1);
+    ggml_tensor *  v = latent ? ggml_view_3d(c, k, latent, 256, 1, k->nb[1], k->nb[2], 0) : ggml_new_tensor_3d(c, params.type_v, dim, 256, 1);
+    ggml_tensor *  node = ggml_flash_attn_ext(c, ggml_new_tensor_3d(c, GGML_TYPE_F32, dim, 1, group), k, v, ggml_new_tensor_2d(c, GGML_TYPE_F16, 256, 1), 1, 0, softcap);
     // ggml-cuda says yes to all soft-capping, and has it for two head dims
     const bool supported = ggml_backend_dev_supports_op(device, node) && !(softcap != 0 && device_name.rfind("CUDA", 0) == 0 && dim != 128 && dim != 256);
     ggml_free(c);
@@ -128,6 +130,53 @@ void test_shapes() {
         check_device(s.name, steps(ours), reference, noise_of(m, params, reference, steps), stock.n_vocab, s.swa == 0);
         kvasir_layer_info info;
         CHECK(kvasir_cache_layer(ours.cache, 1, &info) == KVASIR_OK && device_name == info.device && info.attention == path_of(s.dim, params.type_k, params.type_v), "layer 1: %s, path %d", info.device, info.attention);
+    }
+}
+
+// V is a part of K's rows: by ggml's kernels everywhere but on the CPU, with what is evicted against ours there
+void test_latent() {
+    const std::pair<int32_t, int32_t> rows[] = {{64, 32}, {512, 64}};
+    for (const auto & [latent, rope_dim] : rows) {
+        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+            synthetic_model shape;
+            shape.arch = "deepseek2"; shape.n_head = 16; shape.n_head_kv = 1; shape.n_layer = 2; shape.latent = latent; shape.rope_dim = rope_dim;
+            model_file m(shape);
+            llama_context_params params = context_params();
+            params.type_k = params.type_v = type;
+            const std::string name = "latent rows of " + std::to_string(shape.dim_k()) + ", " + ggml_type_name(type);
+            if (refused(m, params, name.c_str(), shape.dim_k(), shape.n_head, 0, shape.dim_v())) {
+                continue;
+            }
+            context stock(m.stock, params, false), ours(m.ours, params, true, path);
+            const auto reference = steps(stock), logits = steps(ours);
+            if (type == GGML_TYPE_F16) {
+                check_device(name.c_str(), logits, reference, noise_of(m, params, reference, steps), stock.n_vocab);
+            }
+            CHECK(!on_cpu || logits == reference, "%s: not bit-identical", name.c_str());
+            kvasir_layer_info info;
+            CHECK(kvasir_cache_layer(ours.cache, 1, &info) == KVASIR_OK && device_name == info.device && info.attention == PORTABLE && info.slot_bytes == (int64_t) ggml_row_size(type, shape.dim_k()),
+                  "layer 1: %s, path %d, %lld bytes a slot", info.device, info.attention, (long long) info.slot_bytes);
+            cpu_model cpu(m);
+            context   reduced(m.ours, params, true, path), on_host(cpu.model, params, true, NATIVE), kept(m.ours, params, true, path), all(cpu.model, params, true, NATIVE);
+            const auto run = [&](context & c, bool evict) {
+                c.decode(random_tokens(300, 11), 0);
+                if (evict) {
+                    evict_randomly(c.cache, 5, 0.5);
+                }
+                auto more = c.decode(random_tokens(30, 12), 300);
+                for (int32_t i = 0; i < 4; i++) {
+                    const kvasir_eviction single[] = {{0, 0, 0, 60 + i}, {1, 0, 0, 21}};
+                    CHECK(!evict || kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
+                    const auto row = c.decode({(llama_token) (40 + i)}, 330 + i);
+                    more.insert(more.end(), row.begin(), row.end());
+                }
+                return more;
+            };
+            const auto   a = run(reduced, true), b = run(on_host, true), full = run(kept, false), full_cpu = run(all, false);
+            const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
+            printf("  %-44s evicted: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", name.c_str(), kl, noise, effect);
+            CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "%s: KL %.3e over the same sets, %.3e keeping all, effect %.3e", name.c_str(), kl, noise, effect);
+        }
     }
 }
 
@@ -911,7 +960,7 @@ int main(int argc, char ** argv) {
         std::function<void()> run;
         bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
-    const test tests[] = {{"shapes", test_shapes, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
+    const test tests[] = {{"shapes", test_shapes, false}, {"latent", test_latent, true}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"split", test_split, false}};

@@ -121,18 +121,18 @@ void write_gpt_oss(writer & w, const std::string & b) {
     w.tensor(b + "ffn_down_exps.bias", 0.1f, m.n_embd, N_EXPERT);
 }
 
-constexpr int32_t Q_RANK = 48, LATENT = 64, ROPE_DIM = 32, NOPE_DIM = 32, VALUE_DIM = 32;
+constexpr int32_t Q_RANK = 48, NOPE_DIM = 32, VALUE_DIM = 32;
 
 void write_deepseek2(writer & w, const std::string & b) {
     const synthetic_model & m = w.m;
     w.norm(b + "attn_norm.weight", m.n_embd);
     w.matrix(b + "attn_q_a.weight", m.n_embd, Q_RANK);
     w.norm(b + "attn_q_a_norm.weight", Q_RANK);
-    w.matrix(b + "attn_q_b.weight", Q_RANK, m.n_head * (ROPE_DIM + NOPE_DIM));
-    w.matrix(b + "attn_kv_a_mqa.weight", m.n_embd, LATENT + ROPE_DIM);
-    w.norm(b + "attn_kv_a_norm.weight", LATENT);
-    w.tensor(b + "attn_k_b.weight", 0.1f, NOPE_DIM, LATENT, m.n_head);
-    w.tensor(b + "attn_v_b.weight", 0.1f, LATENT, VALUE_DIM, m.n_head);
+    w.matrix(b + "attn_q_b.weight", Q_RANK, m.n_head * (m.rope_dim + NOPE_DIM));
+    w.matrix(b + "attn_kv_a_mqa.weight", m.n_embd, m.latent + m.rope_dim);
+    w.norm(b + "attn_kv_a_norm.weight", m.latent);
+    w.tensor(b + "attn_k_b.weight", 0.1f, NOPE_DIM, m.latent, m.n_head);
+    w.tensor(b + "attn_v_b.weight", 0.1f, m.latent, VALUE_DIM, m.n_head);
     w.matrix(b + "attn_output.weight", m.n_head * VALUE_DIM, m.n_embd);
     w.norm(b + "ffn_norm.weight", m.n_embd);
     w.matrix(b + "ffn_gate.weight", m.n_embd, m.n_ff);
@@ -190,12 +190,12 @@ void synthetic_model::write(const std::string & path) const {
     } else if (a == "deepseek2") {
         w.number("leading_dense_block_count", n_layer);
         w.number("attention.q_lora_rank", Q_RANK);
-        w.number("attention.kv_lora_rank", LATENT);
-        w.number("attention.key_length", LATENT + ROPE_DIM);
-        w.number("attention.value_length", LATENT);
-        w.number("attention.key_length_mla", NOPE_DIM + ROPE_DIM);
+        w.number("attention.kv_lora_rank", latent);
+        w.number("attention.key_length", latent + rope_dim);
+        w.number("attention.value_length", latent);
+        w.number("attention.key_length_mla", NOPE_DIM + rope_dim);
         w.number("attention.value_length_mla", VALUE_DIM);
-        w.number("rope.dimension_count", ROPE_DIM);
+        w.number("rope.dimension_count", rope_dim);
         w.number("expert_count", 2);
         w.number("expert_used_count", 1);
         w.number("expert_shared_count", 1);

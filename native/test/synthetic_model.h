@@ -9,9 +9,15 @@ struct synthetic_model {
     int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;
     int32_t n_head = 6, n_head_kv = 2, head_dim = 64;
     int32_t n_swa = 0;
+    int32_t latent = 64, rope_dim = 32; // deepseek2: a latent row is both together, V its first part
     bool     yarn = false, rope_factors = false; // llama: rotary positions of a context made longer, and with frequencies divided one by one
     float    sink = 7.0f; // what the logits of attention sinks are spread around: as much as a few dozen ordinary keys weigh together
     uint32_t seed = 1;
+
+    // of an attention over the cache
+    int32_t dim_k() const { return is_latent() ? latent + rope_dim : head_dim; }
+    int32_t dim_v() const { return is_latent() ? latent : head_dim; }
+    bool    is_latent() const { return std::string(arch) == "deepseek2"; }
 
     void write(const std::string & path) const;
 };

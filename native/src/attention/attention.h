@@ -13,9 +13,13 @@ namespace kvasir {
 struct row_format {
     ggml_type type;
     int32_t   dim;       // elements of a row
-    size_t    row_bytes; // ggml_row_size(type, dim)
+    size_t    row_bytes; // from one row to the next: ggml_row_size(type, dim), or that of the whole row of which this is a part
     bool      tiled;     // K of f16 and bf16: tiles of 16 slots, element (slot, d) at [slot / 16][d][slot % 16]; else row after row
+    bool      part = false; // V of latent attention: the first dim elements of K's rows, which have the memory (rows_part)
 };
+
+// of memory that a slot takes (static: the kernels are compiled for several instruction sets)
+static inline size_t own_bytes(const row_format & f) { return f.part ? 0 : f.row_bytes; }
 
 // Where a head's score or sums go before a query is added to them that may be taken back (layer::mark_counts).
 struct saved_counts {

@@ -40,10 +40,14 @@ static bool accept_portable(const layer & l, int32_t group, std::string & reason
     } ctx{a.ggml_init({sizeof memory, memory, /*.no_alloc =*/ true})};
     const auto tensor = [&](ggml_type type, int64_t n0, int64_t n1, int64_t n2 = 1) { return a.ggml_new_tensor_4d(ctx.context, type, n0, n1, n2, 1); };
     constexpr int64_t slots = 256;
-    ggml_tensor * k = tensor(l.k.format.type, l.k.format.dim, slots), * v = tensor(l.v.format.type, l.v.format.dim, slots);
+    ggml_tensor * k = tensor(l.k.format.type, l.k.format.dim, slots), * v = tensor(l.v.format.type, l.v.format.dim, slots), * in_v = v;
+    if (l.v.format.part) {
+        v = a.ggml_view_2d(ctx.context, k, l.v.format.dim, slots, k->nb[1], 0);
+        in_v = k;
+    }
     const ggml_tensor * needed[] = {
         a.ggml_set_rows(ctx.context, k, tensor(GGML_TYPE_F32, l.k.format.dim, 1), tensor(GGML_TYPE_I64, 1, 1)),
-        a.ggml_set_rows(ctx.context, v, tensor(GGML_TYPE_F32, l.v.format.dim, 1), tensor(GGML_TYPE_I64, 1, 1)),
+        a.ggml_set_rows(ctx.context, in_v, tensor(GGML_TYPE_F32, in_v->ne[0], 1), tensor(GGML_TYPE_I64, 1, 1)),
         a.ggml_flash_attn_ext(ctx.context, tensor(GGML_TYPE_F32, l.k.format.dim, 1, group), k, v, tensor(GGML_TYPE_F16, slots, 1), 1, 0, 0),
     };
     for (const ggml_tensor * op : needed) {
@@ -69,12 +73,12 @@ static ggml_backend_t inner_backend(ggml_backend_dev_t device) {
 
 // Layers on the CPU have kernels of ours over host memory, those on NVIDIA GPUs over pages of device memory. Everything else, and these
 // when they are asked to, takes the portable path.
-static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_k, int32_t dim_v, std::string & reason) {
+static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_k, int32_t dim_v, bool latent, std::string & reason) {
     const bool native = is_cpu(l.device) && l.cache->attention == KVASIR_ATTENTION_NATIVE;
     const int  n      = l.n_stream * n_head_kv;
     l.attention = native ? KVASIR_ATTENTION_NATIVE : KVASIR_ATTENTION_PORTABLE;
-    l.k.format  = rows_format(l.k.tensor->type, dim_k, /*tiled =*/ native);
-    l.v.format  = rows_format(l.v.tensor->type, dim_v, /*tiled =*/ false);
+    l.k.format  = rows_format(l.k.tensor->type, dim_k, /*tiled =*/ native && !latent);
+    l.v.format  = latent ? rows_part(l.k.format, dim_v) : rows_format(l.v.tensor->type, dim_v, /*tiled =*/ false);
     if (native) {
         if (!cpu_attention_supports(l.k.format, l.v.format)) {
             reason = format("KV types %s and %s (layer %d)", llama().ggml_type_name(l.k.format.type), llama().ggml_type_name(l.v.format.type), l.il);
@@ -86,7 +90,7 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
     std::string       why_not;
     cuda::page_format pages{};
     cuda::gpu *       gpu = l.cache->attention == KVASIR_ATTENTION_NATIVE ? cuda::gpu::of(l.device, why_not) : nullptr;
-    if (gpu && cuda::supports(*gpu, l.k.format.type, l.v.format.type, dim_k, dim_v, n_head, n_head_kv, pages)) {
+    if (gpu && !latent && cuda::supports(*gpu, l.k.format.type, l.v.format.type, dim_k, dim_v, n_head, n_head_kv, pages)) {
         auto & store = l.cache->gpus[l.device];
         if (!store) {
             store = std::make_shared<cuda::cuda_store>(*gpu);
@@ -114,19 +118,20 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
         return false;
     }
     layer & l = *k->owner;
-    if (k == v) {
-        reason = format("multi-head latent attention (layer %d: V is a part of K)", l.il);
-        return false;
-    }
-    if (!k->is_k || v != &l.v) {
+    const bool latent = k == v; // V is a part of K's rows
+    if (!k->is_k || (v != &l.v && !latent)) {
         reason = format("an attention over K and V of different layers (layer %d)", l.il);
         return false;
     }
     const ggml_tensor * q = node->src[0], * kt = node->src[1], * vt = node->src[2], * mask = node->src[3];
     const int32_t n_head = (int32_t) q->ne[2], n_head_kv = (int32_t) kt->ne[2];
     const int32_t dim_k = (int32_t) kt->ne[0], dim_v = (int32_t) vt->ne[0];
+    if (latent && (vt->view_offs != kt->view_offs || dim_v > dim_k || !std::equal(kt->nb, kt->nb + GGML_MAX_DIMS, vt->nb))) {
+        reason = format("latent attention whose V is not the first part of K's rows (layer %d)", l.il);
+        return false;
+    }
     if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || n_head % n_head_kv != 0 || vt->ne[2] != n_head_kv ||
-        (int64_t) dim_k * n_head_kv != k->tensor->ne[0] || (int64_t) dim_v * n_head_kv != v->tensor->ne[0]) {
+        (int64_t) dim_k * n_head_kv != k->tensor->ne[0] || (!latent && (int64_t) dim_v * n_head_kv != v->tensor->ne[0])) {
         reason = format("the shape of the attention of layer %d (%d query heads, %d KV heads, head dims %d and %d)", l.il, n_head, n_head_kv, dim_k, dim_v);
         return false;
     }
@@ -139,10 +144,10 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
         const ggml_type type = s->tensor->type;
         rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
     }
-    if (!l.configured() && !configure(l, n_head, n_head_kv, dim_k, dim_v, reason)) {
+    if (!l.configured() && !configure(l, n_head, n_head_kv, dim_k, dim_v, latent, reason)) {
         return false;
     }
-    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v) {
+    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v || l.v.format.part != latent) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);
         return false;
     }

@@ -502,7 +502,7 @@ ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
                 const int     index = l.index(stream, h);
                 const int32_t slot  = l.slot_plus_1[(size_t) index][row % l.n_cells] - 1;
                 targets.push_back(rows.first_row(x.rows->is_k, index) + rows.row(index, slot));
-                if (!x.rows->is_k) {
+                if (rows.has_values(x.rows->is_k)) {
                     rows.forget_norm(index, slot);
                 }
             }

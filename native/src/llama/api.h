@@ -25,6 +25,7 @@ namespace kvasir {
     X(ggml_op_name)                 \
     X(ggml_get_type_traits)         \
     X(ggml_new_tensor_4d)           \
+    X(ggml_view_2d)                 \
     X(ggml_set_name)                \
     X(ggml_new_graph_custom)        \
     X(ggml_build_forward_expand)    \

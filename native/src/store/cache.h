@@ -27,7 +27,7 @@ namespace cuda {
 class cuda_store;
 }
 
-// K or V of a layer: llama.cpp's cache tensor, and how a head's rows of it look.
+// K or V of a layer: llama.cpp's cache tensor, and how a head's rows of it look. With latent attention there is no tensor for V.
 struct side {
     ggml_tensor * tensor = nullptr;
     layer *       owner  = nullptr;
@@ -71,7 +71,7 @@ struct layer {
     // k.format and v.format are those of the rows
     void    configure(int32_t n_head, int32_t n_head_kv, std::unique_ptr<row_memory> rows);
     int     index(int32_t stream, int32_t head) const { return stream * n_head_kv + head; }
-    size_t  slot_bytes() const { return k.format.row_bytes + v.format.row_bytes; }
+    size_t  slot_bytes() const { return own_bytes(k.format) + own_bytes(v.format); }
 
     // The slot of a cell, a new one at the end when the head does not hold the cell. pos < 0 leaves the position of a
     // slot as it is: V follows K into the same slots.

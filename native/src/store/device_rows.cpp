@@ -63,6 +63,9 @@ size_t device_rows::lay_out(const row_format & format, const std::vector<int32_t
     ggml_backend_buffer_type_t type      = device->iface.get_buffer_type(device);
     const size_t               alignment = type->iface.get_alignment(type);
     size_t size = 0;
+    if (format.part) {
+        return 0;
+    }
     for (int32_t n : capacity) {
         if (offset) {
             offset->push_back(size);
@@ -265,7 +268,9 @@ void device_rows::gather(const side_memory & k, const side_memory & v) {
             orders[i].push_back(row((int) i, slot));
         }
         all.push_back({&k_, &k, i, n});
-        all.push_back({&v_, &v, i, n});
+        if (!v_.format.part) {
+            all.push_back({&v_, &v, i, n});
+        }
     }
     mover_->begin();
     for (const piece & p : all) { // whatever the type is: words are copied as they are
@@ -325,7 +330,9 @@ void device_rows::gather_in_place() {
     for (size_t i = 0; i < rows_.size(); i++) {
         if (rows_[i].kept) {
             for (const side_memory * s : {&k_, &v_}) {
-                gather_on_host(s->format, s->head(i), s->head(i), rows_[i].order);
+                if (!s->format.part) {
+                    gather_on_host(s->format, s->head(i), s->head(i), rows_[i].order);
+                }
             }
             rows_[i] = head_rows();
         }
@@ -343,7 +350,7 @@ void device_rows::copy(int from, int to, int32_t n, bool is_k) {
         synchronize();
         copy_bytes(rows(is_k, from), rows(is_k, to), (size_t) n * of(is_k).format.row_bytes);
     }
-    if (!is_k) {
+    if (has_values(is_k)) {
         norms_[(size_t) to] = norms_[(size_t) from];
     }
 }
@@ -390,7 +397,7 @@ void device_rows::write(bool is_k, int head, int32_t first, int32_t n, const cha
         ggml_tensor  t    = bytes_at(rows(is_k, head) + (size_t) to * row_bytes, size);
         t.buffer->iface.set_tensor(t.buffer, &t, from + (size_t) i * row_bytes, 0, size);
     }
-    for (int32_t slot = first; !is_k && slot < first + n; slot++) {
+    for (int32_t slot = first; has_values(is_k) && slot < first + n; slot++) {
         forget_norm(head, slot);
     }
 }

@@ -1,5 +1,5 @@
-// Rows in memory of a ggml device: one buffer for the K rows of a layer and one for its V rows, every head in one piece
-// (FLASH_ATTN_EXT needs that) with room for a multiple of 256 slots. What no slot uses is zero or an old row, never a NaN.
+// Rows in memory of a ggml device: one buffer for the K rows of a layer and one for its V rows, unless these are a part of K's; every
+// head in one piece (FLASH_ATTN_EXT needs that) with room for a multiple of 256 slots. What no slot uses is zero or an old row, never a NaN.
 //
 // A slot that moves leaves its row where it is: a head has an order of its rows, and the row that became free is the next slot's.
 // A keep is put off until all heads of the layer have said what they keep.
@@ -33,6 +33,8 @@ public:
     void   flush() override;
     bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
 
+    // whether V's elements are in rows of this side: in K's, where V is a part of them
+    bool   has_values(bool is_k) const { return is_k == v_.format.part; }
     // a graph is about to write the V row of a slot
     void   forget_norm(int head, int32_t slot);
 
@@ -59,7 +61,7 @@ public:
     int32_t capacity(int head) const { return capacity_[(size_t) head]; } // slots that there is room for
     // from one of these heads to the next; 0 where that differs
     size_t  head_bytes(bool is_k, int first, int n) const;
-    const row_format & format(bool is_k) const { return of(is_k).format; }
+    const row_format & format(bool is_k) const { return is_k ? k_.format : v_.format; }
 
 private:
     struct side_memory {
@@ -84,8 +86,7 @@ private:
     // every token, and a read waits for the device.
     std::vector<std::vector<float>> norms_;
 
-    side_memory & of(bool is_k) { return is_k ? k_ : v_; }
-    const side_memory & of(bool is_k) const { return is_k ? k_ : v_; }
+    const side_memory & of(bool is_k) const { return is_k || v_.format.part ? k_ : v_; } // where the rows are
     bool    any_kept() const;
     size_t  lay_out(const row_format & format, const std::vector<int32_t> & capacity, std::vector<size_t> * offset) const; // bytes of the buffer
     side_memory allocate(const row_format & format, const std::vector<int32_t> & capacity) const; // throws

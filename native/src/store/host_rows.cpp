@@ -13,7 +13,9 @@ host_rows::host_rows(memory_limit & limit, const row_format & k, const row_forma
     v_.format = v;
     for (side_memory * s : {&k_, &v_}) {
         s->head_bytes = whole_pages(rows_bytes(s->format, n_cells));
-        s->memory     = mapping(s->head_bytes * (size_t) n_heads);
+        if (s->head_bytes > 0) {
+            s->memory = mapping(s->head_bytes * (size_t) n_heads);
+        }
     }
 }
 
@@ -63,9 +65,9 @@ void host_rows::move(int head, int32_t from, int32_t to) {
 }
 
 void host_rows::release(int head, int32_t n) {
-    for (bool is_k : {true, false}) {
-        char * base = host(is_k, head);
-        memory_release(base + whole_pages(rows_bytes(of(is_k).format, n)), base + whole_pages(rows_bytes(of(is_k).format, touched_[(size_t) head])));
+    for (const side_memory * s : {&k_, &v_}) {
+        char * base = s->memory.data() + (size_t) head * s->head_bytes;
+        memory_release(base + whole_pages(rows_bytes(s->format, n)), base + whole_pages(rows_bytes(s->format, touched_[(size_t) head])));
     }
     touch((size_t) head, n);
 }

@@ -34,7 +34,7 @@ private:
     std::vector<int32_t> touched_; // [head] slots whose memory is in use, held or not
     std::vector<int32_t> room_;    // [head] slots that fit into the pages of these
 
-    const side_memory & of(bool is_k) const { return is_k ? k_ : v_; }
+    const side_memory & of(bool is_k) const { return is_k || v_.format.part ? k_ : v_; } // where the rows are
     size_t bytes(int32_t n) const; // whole pages
     void   touch(size_t head, int32_t n);
 };

@@ -1,7 +1,8 @@
 // Where the K and V rows of one layer lie: host memory, or memory of a device. The layer itself keeps the books (which
 // cell, position and score a slot has) on the host and tells its row memory what to do with the rows.
 //
-// A head is an index [stream][KV head]. Rows that are handed in or out are in ggml's layout of the type, one after another.
+// A head is an index [stream][KV head]. Rows that are handed in or out are in ggml's layout of the type, one after another. Where V is a
+// part of K's rows there is only K's memory: V's rows are read as these, and what is said of K serves both.
 #pragma once
 
 #include "../attention/attention.h"

@@ -60,12 +60,14 @@ row_format rows_format(ggml_type type, int32_t dim, bool tiled) {
     return { type, dim, bytes, tiled && (type == GGML_TYPE_F16 || type == GGML_TYPE_BF16) };
 }
 
+row_format rows_part(const row_format & k, int32_t dim) { return { k.type, dim, k.row_bytes, false, true }; }
+
 size_t rows_bytes(const row_format & f, int32_t n) {
-    return f.tiled ? (size_t) ((n + rows_tile - 1) / rows_tile) * tile_bytes(f) : (size_t) n * f.row_bytes;
+    return f.tiled ? (size_t) ((n + rows_tile - 1) / rows_tile) * tile_bytes(f) : (size_t) n * own_bytes(f);
 }
 
 int32_t rows_fitting(const row_format & f, size_t bytes) {
-    return (int32_t) (f.tiled ? bytes / tile_bytes(f) * rows_tile : bytes / f.row_bytes);
+    return f.part ? INT32_MAX : (int32_t) (f.tiled ? bytes / tile_bytes(f) * rows_tile : bytes / f.row_bytes);
 }
 
 void rows_write(const row_format & f, char * base, int32_t slot, const float * src) {
@@ -157,7 +159,7 @@ void rows_gather(const row_format & f, const char * base, const int32_t * slots,
 }
 
 void rows_move(const row_format & f, char * base, int32_t from, int32_t to) {
-    if (from == to) {
+    if (from == to || f.part) {
         return;
     }
     if (!f.tiled) {
@@ -201,7 +203,7 @@ void rows_keep(const row_format & f, char * base, const int32_t * slots, int32_t
     while (i < n && slots[i] == i) { // what is in front of the first gap stays
         i++;
     }
-    if (i == n) {
+    if (i == n || f.part) {
         return;
     }
     if (f.tiled) {

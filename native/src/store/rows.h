@@ -26,10 +26,14 @@ void rows_set_functions(ggml_type type, const row_functions & functions);
 // the types that the store takes: f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1
 bool rows_supports(ggml_type type, int32_t dim);
 
-// the layout of a side: tiled is only ever chosen for K (and not where V is a view of K's rows)
+// the layout of a side: tiled is only ever chosen for K (and not where V is a part of K's rows)
 row_format rows_format(ggml_type type, int32_t dim, bool tiled);
 
-// bytes that n slots occupy (whole tiles when tiled)
+// Multi-head latent attention: V is the first dim elements of each of K's rows, which are not tiled then. Rows of a part are read as
+// K's whole rows; it has no memory, so there is nothing to write, move or keep.
+row_format rows_part(const row_format & k, int32_t dim);
+
+// bytes that n slots occupy (whole tiles when tiled; none of a part)
 size_t rows_bytes(const row_format & f, int32_t n);
 // slots that fit into so many bytes
 int32_t rows_fitting(const row_format & f, size_t bytes);

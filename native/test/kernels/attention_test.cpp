@@ -60,8 +60,7 @@ struct problem {
         node.k = rows_format(s.type_k, s.dk, s.tiled);
         node.v = rows_format(s.type_v, s.dv, false);
         if (s.latent) {
-            node.v = rows_format(s.type_k, s.dv, false);
-            node.v.row_bytes = node.k.row_bytes;
+            node.v = rows_part(node.k, s.dv);
         }
         node.n_stream = s.streams;
         node.n_head_kv = s.heads;
@@ -81,7 +80,7 @@ struct problem {
             head_store & h = heads[i];
             const int32_t n = h.n = count[i];
             k_rows.emplace_back((size_t) n * node.k.row_bytes);
-            v_rows.emplace_back((size_t) n * node.v.row_bytes);
+            v_rows.emplace_back((size_t) n * own_bytes(node.v));
             h.k = take<char>(rows_bytes(node.k, n), rng);
             h.v = s.latent ? h.k : take<char>(rows_bytes(node.v, n), rng);
             memset(h.k, 0xff, rows_bytes(node.k, n)); // NaN behind the last slot of a tile
@@ -369,28 +368,50 @@ constexpr head_dims dims[] = {
     { 64, 64 }, { 128, 128 }, { 40, 40 }, { 72, 72 }, { 80, 80 }, { 96, 96 }, { 112, 112 }, { 192, 128 }, { 192, 192 }, { 256, 256 }, { 320, 256 }, { 512, 512 }, { 576, 512 }, { 20, 36 },
 };
 
-// latent attention: one KV head, many query heads, V inside K
+bool fits(ggml_type t, int32_t dim) { return rows_supports(t, dim); }
+
+// V is the first elements of K's rows: of every type, at every kind of tail
 void latent(std::mt19937_64 & rng, int32_t tokens) {
-    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+    const head_dims shapes[] = { { 576, 512 }, { 320, 256 }, { 96, 64 }, { 64, 64 }, { 72, 40 }, { 31, 9 } };
+    for (ggml_type type : all_types) {
+        for (const head_dims & d : shapes) {
+            if (!fits(type, d.k) || !fits(type, d.v)) {
+                continue;
+            }
+            shape s;
+            s.type_k = s.type_v = type;
+            s.tiled = false;
+            s.latent = true;
+            s.dk = d.k;
+            s.dv = d.v;
+            s.tokens = tokens;
+            s.group = 16;
+            s.slots = 90;
+            one(s, rng);
+            s.group = 1 + (int32_t) (rng() % 20);
+            s.slots = (int32_t) (rng() % 300);
+            s.heads = 1 + (int32_t) (rng() % 2);
+            s.streams = 1 + (int32_t) (rng() % 2);
+            s.holes = rng() % 2;
+            s.shuffled = rng() % 2;
+            s.track = true;
+            s.statistic = rng() % 2;
+            one(s, rng);
+        }
+    }
+    for (int32_t n = 1; n <= (quick ? 9 : 70); n++) { // every tail
         shape s;
-        s.type_k = type;
+        s.type_k = s.type_v = all_types[n % 7];
         s.tiled = false;
         s.latent = true;
-        s.dk = 576;
-        s.dv = 512;
-        s.group = 16;
-        s.tokens = tokens;
-        s.slots = 90;
-        one(s, rng);
         s.dk = 96;
         s.dv = 64;
-        s.slots = 300;
-        s.track = true;
+        s.group = 5;
+        s.tokens = tokens;
+        s.slots = n;
         one(s, rng);
     }
 }
-
-bool fits(ggml_type t, int32_t dim) { return rows_supports(t, dim); }
 
 template <class F> void for_instruction_sets(const char * part, F && f) {
     for (const std::string & name : instruction_sets()) {

@@ -25,7 +25,7 @@ bool is_quantised(ggml_type type) {
 
 bool cpu_attention_supports(const row_format & k, const row_format & v) {
     const auto side = [](const row_format & f) { return f.dim > 0 && (is_half(f.type) || (is_quantised(f.type) && f.dim % 32 == 0)); };
-    return side(k) && side(v) && !v.tiled && (!k.tiled || is_half(k.type));
+    return side(k) && side(v) && !v.tiled && (!k.tiled || (is_half(k.type) && !v.part));
 }
 
 cpu_workspace::~cpu_workspace() { ::operator delete(data_, scratch_alignment); }
@@ -74,7 +74,7 @@ struct cpu_attention::state {
 void cpu_attention::state::plan_decode() {
     const attention_node & node = job.node;
     const int32_t n_heads = node.n_stream * node.n_head_kv, rows = job.group * node.n_tokens;
-    const size_t slot_bytes = node.k.row_bytes + node.v.row_bytes;
+    const size_t slot_bytes = own_bytes(node.k) + own_bytes(node.v);
     const int32_t smallest = round_up((int32_t) std::max<size_t>(decode_unit_bytes / slot_bytes, 1), slot_block);
     int64_t left = 0;
     for (int32_t i = 0; i < n_heads; i++) {

@@ -251,7 +251,7 @@ inline void span_of(const int32_t * p, int32_t n, int32_t & lo, int32_t & hi) {
 constexpr int prefetch_level = 2;
 
 inline void prefetch_rows(const row_format & f, const char * p, int32_t n) {
-    for (size_t at = 0; at < (size_t) n * f.row_bytes; at += 64) {
+    for (size_t at = 0; at < (size_t) n * own_bytes(f); at += 64) { // a part of K's rows comes with these
         __builtin_prefetch(p + at, 0, prefetch_level);
     }
 }
@@ -593,12 +593,14 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
             vstore(sum + r * 16, z);
         }
         if (half_v) {
-            const char * next = more ? v + slot_block * node.v.row_bytes : v;
+            const char * next = more && !node.v.part ? v + slot_block * node.v.row_bytes : v;
             if (node.v.type == GGML_TYPE_F16) {
                 pv_block<row_f16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             } else {
                 pv_block<row_bf16>(acc, dvp, s, v, node.v.row_bytes, n, rows, next);
             }
+        } else if (node.v.part) { // K's floats are there
+            pv_block<row_f32>(acc, dvp, s, (const char *) (scratch + l.k), (size_t) dkp * 4, n, rows, v);
         } else {
             if (more) {
                 prefetch_rows(node.v, v + slot_block * node.v.row_bytes, slot_block);
@@ -1041,11 +1043,12 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
             if (keep) {
                 __builtin_memcpy(s_max, mg, (size_t) lanes * 4);
             }
-            if (!have_v) {
+            if (!have_v && !node.v.part) {
                 block_to_f32(node.v, h.v + (size_t) slot * node.v.row_bytes, n, v, dvp);
                 have_v = true;
             }
-            gemm<true>(og, dvp, s, lanes, 1, v, dvp, round_up(unit.n_tokens, 8), dvp, n);
+            const bool part = node.v.part;
+            gemm<true>(og, dvp, s, lanes, 1, part ? k : v, part ? dkp : dvp, round_up(unit.n_tokens, 8), dvp, n);
         }
     }
 

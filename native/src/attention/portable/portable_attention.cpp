@@ -364,8 +364,9 @@ void portable_attention::attend_heads(const attention_node & a, const ggml_tenso
         graph_.reset_memory();
     }
     ggml_tensor * q = graph_.bindable(queries(a, node, stream, kv_head, t.n, 0, a.n_tokens));
-    ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), batch(q, t), batch(keys_or_values(true, rows, index, n, t.n), t),
-                                                    batch(keys_or_values(false, rows, index, n, t.n), t), mask(masked, rows, index, stream, kv_head, 0, a.n_tokens, n, t),
+    ggml_tensor * k = batch(keys_or_values(true, rows, index, n, t.n), t), * v = batch(keys_or_values(false, rows, index, n, t.n), t);
+    v->view_src = a.v.part ? k : nullptr; // as in llama.cpp's graph: kernels of ggml-cuda rely on it
+    ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), batch(q, t), k, v, mask(masked, rows, index, stream, kv_head, 0, a.n_tokens, n, t),
                                                     a.scale, 0.0f, a.softcap);
     memcpy(attention->op_params, node->op_params, sizeof attention->op_params); // precision and hints too
     if (!all) {
