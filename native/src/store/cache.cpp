@@ -273,8 +273,9 @@ void layer::copy_stream(int32_t from, int32_t to) {
         cache->require_room([&] { return rows->growth(wanted.data()); });
         rows->reserve(wanted.data());
         for (int32_t head = 0; head < n_head_kv; head++) {
-            for (const bool is_k : {true, false}) {
-                rows->copy(index(from, head), index(to, head), heads[(size_t) index(from, head)].n, is_k);
+            rows->copy(index(from, head), index(to, head), heads[(size_t) index(from, head)].n, true);
+            if (!v.format.part) {
+                rows->copy(index(from, head), index(to, head), heads[(size_t) index(from, head)].n, false);
             }
         }
     } catch (...) {
