@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <vector>
 
 namespace {
 
@@ -20,9 +21,19 @@ public:
         number("context_length", 8192);
         number("embedding_length", m.n_embd);
         number("block_count", m.n_layer);
-        number("feed_forward_length", m.n_ff);
+        if (has_recurrent_layers()) {
+            std::vector<int32_t> n_ff, n_head_kv;
+            for (int32_t i = 0; i < m.n_layer; i++) {
+                n_ff.push_back(has_ff(i) ? m.n_ff : 0);
+                n_head_kv.push_back(has_attention(i) ? m.n_head_kv : 0);
+            }
+            numbers("feed_forward_length", n_ff);
+            numbers("attention.head_count_kv", n_head_kv);
+        } else {
+            number("feed_forward_length", m.n_ff);
+            number("attention.head_count_kv", m.n_head_kv);
+        }
         number("attention.head_count", m.n_head);
-        number("attention.head_count_kv", m.n_head_kv);
         tensor("token_embd.weight", 1.0f, m.n_embd, m.n_vocab);
         norm("output_norm.weight", m.n_embd);
         if (std::string(m.arch) != "gemma2") { // which has none of its own
@@ -34,8 +45,15 @@ public:
         ggml_free(ctx);
     }
 
+    bool is(const char * arch) const { return std::string(m.arch) == arch; }
+    // which layers are what is said by the header's numbers of KV heads and of the feed-forward network
+    bool has_recurrent_layers() const { return is("granitehybrid") || is("nemotron_h"); }
+    bool has_attention(int32_t layer) const { return !has_recurrent_layers() || layer % (is("nemotron_h") ? 3 : 2) == 1; }
+    bool has_ff(int32_t layer) const { return !is("nemotron_h") || layer % 3 == 2; }
+
     std::string key(const char * name) const { return std::string(m.arch) + "." + name; }
     void number(const char * name, int32_t value) { gguf_set_val_u32(gguf, key(name).c_str(), (uint32_t) value); }
+    void numbers(const char * name, const std::vector<int32_t> & values) { gguf_set_arr_data(gguf, key(name).c_str(), GGUF_TYPE_INT32, values.data(), values.size()); }
     void text(const char * name, const char * value) { gguf_set_val_str(gguf, key(name).c_str(), value); }
     void real(const char * name, float value) { gguf_set_val_f32(gguf, key(name).c_str(), value); }
 
@@ -45,6 +63,16 @@ public:
         std::normal_distribution<float> normal(mean, deviation);
         for (int64_t i = 0; i < ggml_nelements(t); i++) {
             ((float *) t->data)[i] = normal(rng);
+        }
+        ggml_set_name(t, name.c_str());
+        gguf_add_tensor(gguf, t);
+    }
+    // [1][n]
+    void column(const std::string & name, int64_t n, float from, float to) {
+        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 1, n);
+        std::uniform_real_distribution<float> between(from, to);
+        for (int64_t i = 0; i < n; i++) {
+            ((float *) t->data)[i] = between(rng);
         }
         ggml_set_name(t, name.c_str());
         gguf_add_tensor(gguf, t);
@@ -156,6 +184,106 @@ void write_mamba(writer & w, const std::string & b) {
     w.matrix(b + "ssm_out.weight", inner, n);
 }
 
+// Mamba 2
+constexpr int32_t STATE_HEADS = 4, GROUPS = 2;
+
+void write_state(writer & w, const std::string & b) {
+    const int32_t n = w.m.n_embd, inner = 2 * n, convolved = inner + 2 * GROUPS * STATE;
+    w.matrix(b + "ssm_in.weight", n, inner + convolved + STATE_HEADS);
+    w.tensor(b + "ssm_conv1d.weight", 0.3f, CONV, convolved);
+    w.tensor(b + "ssm_conv1d.bias", 0.1f, convolved);
+    w.tensor(b + "ssm_dt.bias", 0.1f, STATE_HEADS);
+    w.column(b + "ssm_a", STATE_HEADS, -0.2f, -0.02f); // what a state forgets with each token
+    w.column(b + "ssm_d", STATE_HEADS, 0.5f, 1.0f);
+    w.tensor(b + "ssm_norm.weight", 0.05f, inner / GROUPS, GROUPS, 1, 1.0f);
+    w.matrix(b + "ssm_out.weight", inner, n);
+}
+
+void write_attention(writer & w, const std::string & b, int32_t gate = 1) {
+    const synthetic_model & m = w.m;
+    constexpr float sharp = 1.6f;
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * m.head_dim * gate, sharp);
+    w.matrix(b + "attn_k.weight", m.n_embd, m.n_head_kv * m.head_dim, sharp);
+    w.matrix(b + "attn_v.weight", m.n_embd, m.n_head_kv * m.head_dim);
+    w.matrix(b + "attn_output.weight", m.n_head * m.head_dim, m.n_embd);
+}
+
+void write_ff(writer & w, const std::string & b, bool gated = true) {
+    if (gated) {
+        w.matrix(b + "ffn_gate.weight", w.m.n_embd, w.m.n_ff);
+    }
+    w.matrix(b + "ffn_up.weight", w.m.n_embd, w.m.n_ff);
+    w.matrix(b + "ffn_down.weight", w.m.n_ff, w.m.n_embd);
+}
+
+// a layer has a state or attention, and a feed-forward network; Nemotron-H: one of the three
+void write_hybrid(writer & w, const std::string & b, int32_t layer) {
+    w.norm(b + "attn_norm.weight", w.m.n_embd);
+    if (w.has_attention(layer)) {
+        write_attention(w, b);
+    } else if (w.is("granitehybrid") || !w.has_ff(layer)) {
+        write_state(w, b);
+    }
+    if (w.is("granitehybrid")) {
+        w.norm(b + "ffn_norm.weight", w.m.n_embd);
+    }
+    if (w.has_ff(layer)) {
+        write_ff(w, b, w.is("granitehybrid"));
+    }
+}
+
+// both in every layer
+void write_falcon_h1(writer & w, const std::string & b) {
+    w.norm(b + "attn_norm.weight", w.m.n_embd);
+    write_state(w, b);
+    write_attention(w, b);
+    w.norm(b + "ffn_norm", w.m.n_embd);
+    write_ff(w, b);
+}
+
+// gated delta net: as many key heads as groups
+constexpr int32_t DELTA_DIM = 32, DELTA_KEY_HEADS = 2, DELTA_VALUE_HEADS = 4, DELTA_VALUES = DELTA_DIM * DELTA_VALUE_HEADS, FULL_ATTENTION_INTERVAL = 2;
+
+void write_qwen(writer & w, const std::string & b, int32_t layer) {
+    const synthetic_model & m = w.m;
+    const bool next = w.is("qwen3next");
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.norm(b + "post_attention_norm.weight", m.n_embd);
+    if ((layer + 1) % FULL_ATTENTION_INTERVAL == 0) {
+        write_attention(w, b, 2); // its output is gated
+        w.norm(b + "attn_q_norm.weight", m.head_dim);
+        w.norm(b + "attn_k_norm.weight", m.head_dim);
+    } else {
+        const int32_t convolved = 2 * DELTA_DIM * DELTA_KEY_HEADS + DELTA_VALUES;
+        w.matrix(b + "attn_qkv.weight", m.n_embd, convolved);
+        w.matrix(b + "attn_gate.weight", m.n_embd, DELTA_VALUES);
+        w.tensor(b + "ssm_conv1d.weight", 0.3f, CONV, convolved);
+        w.tensor(b + "ssm_dt.bias", 0.1f, DELTA_VALUE_HEADS);
+        w.tensor(b + "ssm_a", 0.02f, DELTA_VALUE_HEADS, 1, 1, -0.1f);
+        if (next) {
+            w.matrix(b + "ssm_ba.weight", m.n_embd, 2 * DELTA_VALUE_HEADS);
+        } else {
+            w.matrix(b + "ssm_beta.weight", m.n_embd, DELTA_VALUE_HEADS);
+            w.matrix(b + "ssm_alpha.weight", m.n_embd, DELTA_VALUE_HEADS);
+        }
+        w.norm(b + "ssm_norm.weight", DELTA_DIM);
+        w.matrix(b + "ssm_out.weight", DELTA_VALUES, m.n_embd);
+    }
+    if (!next) {
+        write_ff(w, b);
+        return;
+    }
+    const float by_embd = 1.0f / std::sqrt((float) m.n_embd), by_ff = 1.0f / std::sqrt((float) m.n_ff);
+    w.matrix(b + "ffn_gate_inp.weight", m.n_embd, N_EXPERT);
+    w.tensor(b + "ffn_gate_exps.weight", by_embd, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_up_exps.weight", by_embd, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_down_exps.weight", by_ff, m.n_ff, m.n_embd, N_EXPERT);
+    w.tensor(b + "ffn_gate_inp_shexp.weight", by_embd, m.n_embd);
+    w.matrix(b + "ffn_gate_shexp.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_up_shexp.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_down_shexp.weight", m.n_ff, m.n_embd);
+}
+
 } // namespace
 
 void synthetic_model::write(const std::string & path) const {
@@ -200,6 +328,30 @@ void synthetic_model::write(const std::string & path) const {
         w.number("expert_used_count", 1);
         w.number("expert_shared_count", 1);
         w.number("expert_feed_forward_length", 32);
+    } else if (a == "granitehybrid" || a == "nemotron_h" || a == "falcon-h1") {
+        if (a == "nemotron_h") {
+            w.real("attention.layer_norm_epsilon", 1e-5f);
+        }
+        w.number("ssm.conv_kernel", CONV);
+        w.number("ssm.inner_size", 2 * n_embd);
+        w.number("ssm.state_size", STATE);
+        w.number("ssm.time_step_rank", STATE_HEADS);
+        w.number("ssm.group_count", GROUPS);
+    } else if (a == "qwen3next" || a == "qwen35") {
+        w.number("ssm.conv_kernel", CONV);
+        w.number("ssm.inner_size", DELTA_VALUES);
+        w.number("ssm.state_size", DELTA_DIM);
+        w.number("ssm.time_step_rank", DELTA_VALUE_HEADS);
+        w.number("ssm.group_count", DELTA_KEY_HEADS);
+        w.number("full_attention_interval", FULL_ATTENTION_INTERVAL);
+        if (a == "qwen35") {
+            w.numbers("rope.dimension_sections", {head_dim / 6, head_dim / 6, head_dim / 2 - 2 * (head_dim / 6), 0});
+        } else {
+            w.number("expert_count", N_EXPERT);
+            w.number("expert_used_count", N_EXPERT);
+            w.number("expert_feed_forward_length", n_ff);
+            w.number("expert_shared_feed_forward_length", n_ff);
+        }
     } else if (a == "mamba") {
         w.number("ssm.conv_kernel", CONV);
         w.number("ssm.inner_size", 2 * n_embd);
@@ -208,7 +360,15 @@ void synthetic_model::write(const std::string & path) const {
     }
     for (int32_t i = 0; i < n_layer; i++) {
         const std::string b = "blk." + std::to_string(i) + ".";
-        a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
+        if (w.has_recurrent_layers()) {
+            write_hybrid(w, b, i);
+            continue;
+        }
+        if (a == "qwen3next" || a == "qwen35") {
+            write_qwen(w, b, i);
+            continue;
+        }
+        a == "falcon-h1" ? write_falcon_h1(w, b) : a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
             : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
     }
     if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {

@@ -6,6 +6,7 @@
 
 struct synthetic_model {
     const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; mamba: no attention
+    // hybrids of attention and a recurrent state: granitehybrid, nemotron_h, falcon-h1, qwen3next, qwen35
     int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;
     int32_t n_head = 6, n_head_kv = 2, head_dim = 64;
     int32_t n_swa = 0;
