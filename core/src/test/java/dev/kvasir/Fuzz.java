@@ -48,26 +48,6 @@ final class Fuzz {
 
   private Fuzz() {}
 
-  /**
-   * Runs cases from a seed. By command: {@code kind seed first count directory [models]}, where
-   * models is a directory of further model files to start from.
-   */
-  public static void main(String[] arguments) throws IOException, InterruptedException {
-    Path directory = Files.createDirectories(Path.of(arguments[4]));
-    FuzzCases.Kind kind = FuzzCases.Kind.valueOf(arguments[0]);
-    Path models = arguments.length > 5 ? Path.of(arguments[5]) : seeds(directory);
-    Summary summary =
-        run(
-            kind,
-            Long.parseLong(arguments[1]),
-            Long.parseLong(arguments[2]),
-            Long.parseLong(arguments[3]),
-            directory,
-            models);
-    System.out.println(kind + ", seed " + arguments[1] + ", from " + arguments[2] + ": " + summary);
-    System.exit(summary.wrong().isEmpty() ? 0 : 1);
-  }
-
   /** Writes the right files that the wrong ones are made of. */
   static Path seeds(Path directory) throws IOException {
     Path seeds = Files.createDirectories(directory.resolve("seeds"));
@@ -113,7 +93,7 @@ final class Fuzz {
           } else if (line.startsWith("end ")) {
             String end = line.substring(line.indexOf(' ', 4) + 1);
             if (end.startsWith("WRONG")) {
-              wrong.add("case " + begun + ": " + end);
+              wrong.add(told("case " + begun + ": " + end));
             } else if (end.startsWith("loaded")) {
               loaded++;
             } else {
@@ -131,17 +111,24 @@ final class Fuzz {
         }
         if (!done) {
           wrong.add(
-              "case "
-                  + Math.max(begun, next)
-                  + ": "
-                  + child.end()
-                  + ": "
-                  + String.join(" | ", last));
+              told(
+                  "case "
+                      + Math.max(begun, next)
+                      + ": "
+                      + child.end()
+                      + ": "
+                      + String.join(" | ", last)));
           next = Math.max(begun, next) + 1;
         }
       }
     }
     return new Summary(count, loaded, refused, wrong);
+  }
+
+  /** Says at once what is wrong: a run may take hours. */
+  private static String told(String wrong) {
+    System.out.println(wrong);
+    return wrong;
   }
 
   /** A child JVM, line by line. */

@@ -16,6 +16,7 @@ final class FuzzModels {
   private static final int HEAD = 16;
   private static final int FEED_FORWARD = 64;
   private static final int LAYERS = 2;
+  private static final int CONTEXT = 256;
   private static final String[] CONTROL = {"<unk>", "<s>", "</s>"};
 
   private final String architecture;
@@ -29,7 +30,7 @@ final class FuzzModels {
     image.put("general.architecture", architecture);
     image.put("general.name", "small");
     put("block_count", LAYERS);
-    put("context_length", 256);
+    put("context_length", CONTEXT);
     put("embedding_length", EMBEDDING);
     put("feed_forward_length", FEED_FORWARD);
     put("attention.head_count", HEADS);
@@ -47,6 +48,7 @@ final class FuzzModels {
     experts().write(directory.resolve("experts.gguf"));
     window().write(directory.resolve("window.gguf"));
     biased().write(directory.resolve("biased.gguf"));
+    learnedPositions().write(directory.resolve("positions.gguf"));
   }
 
   /** A llama with a SentencePiece vocabulary and a chat template. */
@@ -106,6 +108,41 @@ final class FuzzModels {
       biased.tensor(prefix + "attn_v.bias", KV_HEADS * biased.head);
     }
     return biased.image;
+  }
+
+  /** A gpt2, which has learned a vector for each of 256 positions. */
+  static GgufImage learnedPositions() {
+    FuzzModels learned = new FuzzModels("gpt2", EMBEDDING / HEADS);
+    learned.bytePairs();
+    learned.image.put("gpt2.attention.layer_norm_epsilon", 1e-5f);
+    learned.put("attention.head_count_kv", HEADS);
+    int vocabulary = learned.image.pair("tokenizer.ggml.tokens").elements.size();
+    learned.tensor("token_embd.weight", EMBEDDING, vocabulary);
+    learned.tensor("position_embd.weight", EMBEDDING, CONTEXT);
+    learned.biased("output_norm", true, EMBEDDING);
+    for (int layer = 0; layer < LAYERS; layer++) {
+      String prefix = "blk." + layer + ".";
+      learned.biased(prefix + "attn_norm", true, EMBEDDING);
+      learned.biased(prefix + "attn_qkv", false, EMBEDDING, 3 * EMBEDDING);
+      learned.biased(prefix + "attn_output", false, EMBEDDING, EMBEDDING);
+      learned.biased(prefix + "ffn_norm", true, EMBEDDING);
+      learned.biased(prefix + "ffn_up", false, EMBEDDING, FEED_FORWARD);
+      learned.biased(prefix + "ffn_down", false, FEED_FORWARD, EMBEDDING);
+    }
+    return learned.image;
+  }
+
+  /** A deci with two KV heads in its first layer and four in its second. */
+  static GgufImage headsByLayer() {
+    FuzzModels deci = new FuzzModels("deci", HEAD);
+    deci.sentencePiece();
+    deci.image.put("deci.attention.head_count_kv", new int[] {KV_HEADS, HEADS});
+    deci.layers(true);
+    for (String name : new String[] {"blk.1.attn_k.weight", "blk.1.attn_v.weight"}) {
+      deci.image.tensors.removeIf(tensor -> tensor.text().equals(name));
+      deci.tensor(name, EMBEDDING, HEADS * HEAD);
+    }
+    return deci.image;
   }
 
   /** Gives a model without a vocabulary one of as many tokens as it says. */
@@ -214,6 +251,11 @@ final class FuzzModels {
 
   private void put(String key, int value) {
     image.put(architecture + "." + key, value);
+  }
+
+  private void biased(String name, boolean norm, long... shape) {
+    add(name + ".weight", shape, norm);
+    add(name + ".bias", new long[] {shape[shape.length - 1]}, false);
   }
 
   private void ones(String name, int size) {

@@ -144,6 +144,12 @@ public final class NativeContext implements AutoCloseable {
       MemorySegment params = NativeApi.llama_context_default_params(local);
       int threads = options.threads() > 0 ? options.threads() : defaultThreads();
       int size = options.contextSize() == 0 ? model.trainedContext() : options.contextSize();
+      if (model.positions() > 0 && size > model.positions()) {
+        // ggml looks a position up in a table without a question, and asserts while it computes.
+        throw new InvalidOptionException(
+            "A contextSize of %d is more than the model %s can have: it has learned %d positions, and no other. Use a contextSize up to that."
+                .formatted(size, model.file(), model.positions()));
+      }
       llama_context_params.n_ctx(params, sequences == 1 ? size : allCells(size, sequences));
       int batchSize = Math.max(sequences, options.batchSize());
       llama_context_params.n_batch(params, batchSize);

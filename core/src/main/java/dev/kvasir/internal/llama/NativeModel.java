@@ -41,6 +41,7 @@ public final class NativeModel implements AutoCloseable {
   private final MemorySegment model;
   private final Path file;
   private final AttentionShape attention;
+  private final long positions;
   private final Placement placement;
   private final boolean adaptive;
   private final HandleState state;
@@ -60,6 +61,7 @@ public final class NativeModel implements AutoCloseable {
     this.model = model;
     this.file = file;
     this.attention = header.attention();
+    this.positions = header.positions();
     this.placement = placement;
     this.adaptive = adaptive;
     this.state = new HandleState(this::free);
@@ -382,6 +384,11 @@ public final class NativeModel implements AutoCloseable {
 
   public int layers() {
     return layers;
+  }
+
+  /** Positions that the model has learned one by one; 0 if it has a rule for any position. */
+  long positions() {
+    return positions;
   }
 
   /** What the model's header says of its KV heads. */

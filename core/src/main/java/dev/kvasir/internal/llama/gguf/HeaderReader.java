@@ -338,7 +338,7 @@ final class HeaderReader implements AutoCloseable {
     // At most 8 bits of the file times the bytes of a block: far from an overflow.
     long bytes = elements / block * NativeApi.ggml_type_size(type);
     return new TensorInfo(
-        name, dimensions, Arrays.toString(shape), type, typeName, int64(), bytes);
+        name, dimensions, Arrays.toString(shape), elements / row, type, typeName, int64(), bytes);
   }
 
   private void checkExtents(List<TensorInfo> tensors, long data) {

@@ -13,8 +13,12 @@ import java.util.regex.Pattern;
  *
  * @param bytes size of the file; of a split model, of all its parts
  * @param attention its heads
+ * @param positions that it has learned, one by one; 0 if it has a rule for any position
  */
-public record Preflight(long bytes, AttentionShape attention) {
+public record Preflight(long bytes, AttentionShape attention, long positions) {
+  /** The table of a model that adds a vector to each position. */
+  private static final String POSITIONS = "position_embd.weight";
+
   /** Number of layers that its header names; 0 when it does not. */
   public int layers() {
     return attention.layers();
@@ -45,7 +49,13 @@ public record Preflight(long bytes, AttentionShape attention) {
     AttentionShape attention = GeometryCheck.check(header, architecture);
     VocabularyCheck.check(header, architecture);
     TensorCheck.check(header);
-    return new Preflight(header.size() + otherParts(header), attention);
+    long positions =
+        header.tensors().stream()
+            .filter(tensor -> tensor.name().equals(POSITIONS))
+            .mapToLong(TensorInfo::rows)
+            .findFirst()
+            .orElse(0);
+    return new Preflight(header.size() + otherParts(header), attention, positions);
   }
 
   private static String architecture(Header header) {
