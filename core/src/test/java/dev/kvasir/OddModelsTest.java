@@ -308,6 +308,15 @@ class OddModelsTest {
         "blk.0.attn_k.bias",
         "f16");
     refused(
+        "a short convolution in half precision",
+        llama,
+        m ->
+            m.tensors.add(
+                new GgufImage.Tensor(
+                    utf8("blk.0.ssm_conv1d.weight"), new long[] {4, 8}, 1, new byte[64])),
+        "blk.0.ssm_conv1d.weight",
+        "f16");
+    refused(
         "weights that are integers",
         llama,
         m -> retype(m.tensor("blk.0.ffn_up.weight"), 26, 4),

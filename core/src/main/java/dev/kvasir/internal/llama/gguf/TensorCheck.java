@@ -2,6 +2,7 @@ package dev.kvasir.internal.llama.gguf;
 
 import dev.kvasir.bindings.generated.NativeApi;
 import java.util.Set;
+import java.util.regex.Pattern;
 
 /**
  * The types of the tensors. ggml's CPU backend says of every type that it can compute with it, and
@@ -22,6 +23,15 @@ final class TensorCheck {
   /** A table of experts by token: numbers of rows, not weights. */
   private static final String TABLE = "tid2eid";
 
+  /**
+   * Of more dimensions than one, and yet computed with element by element: norms, biases, short
+   * convolutions and what mixes a token with the one before.
+   */
+  private static final Pattern ELEMENTWISE =
+      Pattern.compile(
+          ".*(_norm\\.weight|\\.bias|\\.(ssm_a|ssm_d|ssm_conv1d\\w*|shortconv\\.conv|ple_conv1d"
+              + "|(time|channel)_mix_lerp_\\w+|time_mix_first|(attn|ffn)_conv_base)(\\.weight)?)");
+
   private TensorCheck() {}
 
   /**
@@ -37,14 +47,13 @@ final class TensorCheck {
             "of the type " + tensor.typeName(),
             "no weight can be of that type");
       }
-      // Vectors are added and multiplied element by element, which ggml does in F32 alone.
-      boolean vector = tensor.dimensions() <= 1;
-      boolean norm = tensor.name().endsWith("_norm.weight") || tensor.name().endsWith(".bias");
-      if ((vector || norm) && tensor.type() != NativeApi.GGML_TYPE_F32()) {
+      boolean elementwise =
+          tensor.dimensions() <= 1 || ELEMENTWISE.matcher(tensor.name()).matches();
+      if (elementwise && tensor.type() != NativeApi.GGML_TYPE_F32()) {
         throw header.refused(
             "the tensor " + tensor.describe(),
             "of the type " + tensor.typeName(),
-            "a vector, a norm and a bias must be f32");
+            "what is added or multiplied element by element must be f32");
       }
     }
   }
