@@ -31,6 +31,9 @@ compute_threads::~compute_threads() {
 }
 
 void compute_threads::use(int n_threads, int n_threads_batch) {
+    if (n_threads == n_threads_ && n_threads_batch == n_threads_batch_) {
+        return; // llama.cpp would write a line of its log, and not only once
+    }
     const api & a = llama();
     const int   n = std::max(n_threads, n_threads_batch);
     ggml_threadpool_t & pool = pools_[n];

@@ -24,8 +24,24 @@ record ChildJvm(int exitValue, String output) {
   static ChildJvm run(
       Path directory, Map<String, String> environment, int seconds, Class<?> main, String... more)
       throws IOException, InterruptedException {
+    return run(directory, List.of(), environment, seconds, main, more);
+  }
+
+  /**
+   * Runs a class of the tests to its end in a JVM with more options.
+   *
+   * @param options of the JVM
+   */
+  static ChildJvm run(
+      Path directory,
+      List<String> options,
+      Map<String, String> environment,
+      int seconds,
+      Class<?> main,
+      String... more)
+      throws IOException, InterruptedException {
     Path output = directory.resolve(main.getSimpleName() + ".output");
-    List<String> command = command(main, List.of(), List.of(more));
+    List<String> command = command(main, options, List.of(more));
     ProcessBuilder builder =
         new ProcessBuilder(command)
             .directory(directory.toFile())
