@@ -47,7 +47,7 @@ void page_pool::map_chunk() {
     }
     const mem_properties p = properties();
     allocation           chunk = 0;
-    result               r = leaves_reserve(chunk_bytes_) ? cu().cuMemCreate(&chunk, chunk_bytes_, &p, 0) : OUT_OF_MEMORY;
+    result               r = leaves_reserve(chunk_bytes_, settled_) ? cu().cuMemCreate(&chunk, chunk_bytes_, &p, 0) : OUT_OF_MEMORY;
     if (r == OUT_OF_MEMORY) {
         throw error(KVASIR_OUT_OF_MEMORY, format("the device has no memory left for the KV cache, which holds %.1f MiB of it: use a policy that keeps "
                                                  "less, a smaller KV type, or a device with more memory", (double) at / (1 << 20)));

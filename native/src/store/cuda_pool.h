@@ -24,6 +24,8 @@ public:
     size_t     page_bytes() const { return page_bytes_; }
     size_t     mapped_bytes() const { return chunks_.size() * chunk_bytes_; }
     int32_t    used() const { return used_; }
+    // ggml has the memory that it needs for itself
+    void       settle() { settled_ = true; }
 
     // Maps some of the memory that so many pages more would need, where there is any: a part at each call, so that calls
     // between the tokens before they are taken find the time.
@@ -50,6 +52,7 @@ private:
     std::vector<bool>       in_use_;  // by page, of the mapped ones
     std::priority_queue<int32_t, std::vector<int32_t>, std::greater<int32_t>> free_;
     int32_t                 used_ = 0;
+    bool                    settled_ = false;
 
     void           map_chunk();
     mem_properties properties() const;

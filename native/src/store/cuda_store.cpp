@@ -366,6 +366,13 @@ void cuda_store::fetched(int32_t stream) {
     }
 }
 
+void cuda_store::settle() {
+    settled_ = true;
+    for (auto & [bytes, set] : pages_) {
+        set.pool->settle();
+    }
+}
+
 void cuda_store::map_ahead() {
     for (auto & [bytes, set] : pages_) {
         int32_t pages = 0;
@@ -681,7 +688,7 @@ void cuda_rows::allocate_sums(statistic_sums & sums, const statistic_columns & s
     const size_t column  = (size_t) capacity * sizeof(float);
     const size_t buckets = held_.size() * (size_t) shape.rows * (size_t) (shape.n_bounds + 1) * column;
     const size_t bytes   = buckets + (shape.recent ? held_.size() * (size_t) shape.rows * column : 0);
-    if (!leaves_reserve(bytes)) {
+    if (!leaves_reserve(bytes, store_->settled_)) {
         throw error(KVASIR_OUT_OF_MEMORY, kvasir::format("the device has no memory left for the statistic of layer %d, which takes %.1f MiB: profile a shorter prompt, or choose a policy "
                                                          "that does not profile", layer_.il, (double) bytes / (1 << 20)));
     }

@@ -86,6 +86,9 @@ public:
     void fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch * items, int32_t n);
     void fetched(int32_t stream);
 
+    // ggml has computed a prompt on this device: what it takes for itself it has
+    void settle();
+
     // Maps memory for the pages that the next tokens will take. Mapping takes a while: this is for when the GPU is busy.
     void map_ahead();
 
@@ -129,6 +132,7 @@ private:
     std::vector<int32_t>   keep_slots_;
     std::vector<int32_t>   kept_before_; // slots that the heads of keeps_ had
     bool                   kept_ = false; // since memory was returned last
+    bool                   settled_ = false;
     std::vector<std::pair<cuda_rows *, int32_t>> moved_; // heads with moves
     std::vector<move_item> moves_;                        // of all of them, for one launch
     std::vector<move_item> clears_;                       // [from, to) of a head's sums

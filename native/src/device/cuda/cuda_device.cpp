@@ -35,11 +35,11 @@ current_context::current_context(context c) {
 
 current_context::~current_context() { cu().cuCtxSetCurrent(before_); }
 
-bool leaves_reserve(size_t bytes) {
-    constexpr size_t least = (size_t) 128 << 20, most = (size_t) 1 << 30, share = 64;
+bool leaves_reserve(size_t bytes, bool settled) {
+    constexpr size_t least = (size_t) 128 << 20, most = (size_t) 1 << 30, share = 64, always = (size_t) 32 << 20;
     size_t free = 0, total = 0;
     check(cu().cuMemGetInfo(&free, &total), "the free memory of the CUDA device");
-    const size_t reserve = std::clamp(total / share, least, most);
+    const size_t reserve = settled ? always : std::clamp(total / share, least, most);
     return free >= reserve && bytes <= free - reserve;
 }
 

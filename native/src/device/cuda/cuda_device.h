@@ -26,8 +26,9 @@ private:
 };
 
 // Whether the current context's device would have so many bytes and still a reserve after them. ggml's CUDA backend takes memory
-// of its own while it computes (for converted weights and cuBLAS), and ends the process where there is none.
-bool leaves_reserve(size_t bytes);
+// of its own while it computes (for converted weights and cuBLAS), and ends the process where there is none. Most of it is taken by
+// the first prompt (settled: that has been computed) and stays.
+bool leaves_reserve(size_t bytes, bool settled);
 
 // Held shared while a graph is recorded, and alone while a context is freed: ggml destroys its cuBLAS handle then, which fails
 // while any stream of the device is recorded, and ends the process. ggml's own lock for that does not know of our recordings.

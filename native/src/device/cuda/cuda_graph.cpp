@@ -827,7 +827,11 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
         store_->map_ahead();
         return GGML_STATUS_SUCCESS;
     }
-    return run(graph, false);
+    const ggml_status status = run(graph, false);
+    if (!few && status == GGML_STATUS_SUCCESS) {
+        store_->settle();
+    }
+    return status;
 }
 
 void cuda_graph::optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {

@@ -12,6 +12,7 @@ import dev.kvasir.internal.llama.ProbedContext.Tensor;
 import dev.kvasir.internal.policy.CacheStore;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -124,7 +125,11 @@ class EvictionTest {
   private record Result(double ours, double full, double keptFraction) {}
 
   private static Result compare(Path file, CachePolicy policy, int[] text) {
-    SessionOptions options = TestModels.options().withContextSize(512).withCachePolicy(policy);
+    return compare(file, TestModels.options().withCachePolicy(policy), text);
+  }
+
+  private static Result compare(Path file, SessionOptions given, int[] text) {
+    SessionOptions options = given.withContextSize(512);
     Reference reference = new Reference();
     double ours = 0;
     double full = 0;
@@ -187,6 +192,28 @@ class EvictionTest {
     assertTrue(result.keptFraction < 0.4, result.toString());
     assertTrue(result.ours < 1e-6, result.toString());
     assertTrue(result.full > 100 * result.ours, result.toString());
+  }
+
+  /**
+   * A sliding window's cells are a ring of 256, which the prompt goes round already: tokens leave it
+   * by themselves, and slots come to others. The reference has a cell for every token.
+   */
+  @Test
+  void theRingOfASlidingWindow() {
+    int[] text = new int[LENGTH];
+    for (int i = 0; i < LENGTH; i++) {
+      text[i] = 3 + i * i % 311;
+    }
+    Path file = SyntheticModels.slidingWindow(directory.resolve("window.gguf"), 96);
+    SessionOptions options = TestModels.options().withMicroBatchSize(64);
+    for (CachePolicy policy :
+        List.of(
+            CachePolicy.fastgen().withTarget(Target.budgetFraction(0.4)), CachePolicy.h2o(0.2))) {
+      Result result = compare(file, options.withCachePolicy(policy), text);
+      assertTrue(result.keptFraction < 0.5, result.toString());
+      assertTrue(result.ours < 1e-6, result.toString());
+      assertTrue(result.full > 100 * result.ours, result.toString());
+    }
   }
 
   @Test

@@ -6,14 +6,20 @@ import static org.junit.jupiter.api.Assumptions.assumeFalse;
 
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
+import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.HeadProfile;
 import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.cache.Profile;
+import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Target;
+import dev.kvasir.cache.Weight;
+import dev.kvasir.internal.policy.CacheStore;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
+import java.util.TreeMap;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -137,6 +143,94 @@ class GpuTest {
     double divergence = earlyDivergence(reused, there);
     assertTrue(divergence < 1e-3, "" + divergence);
     assertEquals(reused.report.keptSlots(), there.report.keptSlots());
+  }
+
+  /**
+   * Slot for slot: with the choice given, a GPU keeps the tokens that the CPU keeps. What it may
+   * keep in place of one of them has, but for rounding, the same score.
+   */
+  @Test
+  void theSameTokensAreKeptAsOnTheCpu() {
+    FastGen byScore =
+        CachePolicy.fastgen()
+            .withTarget(Target.budgetFraction(0.5))
+            .withScore(Score.SUM)
+            .withWeight(Weight.NONE);
+    Run run = run(on("CPU"), options().withCachePolicy(byScore));
+    Map<String, SessionOptions> policies =
+        Map.of(
+            "FastGen",
+            options().withProfile(run.profile),
+            "a window",
+            options().withCachePolicy(CachePolicy.uniform(0, 0.2)));
+    for (var policy : policies.entrySet()) {
+      SessionOptions options = policy.getValue();
+      try (Model here = load(on("CPU"));
+          Model there = load(on(gpus.getFirst()));
+          Session cpu = here.newSession(options);
+          Session gpu = there.newSession(options)) {
+        int[] prompt = Arrays.copyOf(text, PROMPT);
+        cpu.evaluate(prompt);
+        gpu.evaluate(prompt);
+        compareSlots(cpu, gpu, policy.getKey(), 1.02f);
+        for (int step = 0; step < STEPS; step++) {
+          cpu.evaluate(text[PROMPT + step]);
+          gpu.evaluate(text[PROMPT + step]);
+        }
+        // Of two that were equal when one had to go, the other has gained since.
+        compareSlots(cpu, gpu, policy.getKey() + " after steps", 1.15f);
+      }
+    }
+  }
+
+  private static void compareSlots(Session cpu, Session gpu, String what, float apart) {
+    CacheStore expected = cpu.context().store(0).orElseThrow();
+    CacheStore actual = gpu.context().store(0).orElseThrow();
+    int kept = 0;
+    int others = 0;
+    for (int layer = 0; layer < expected.layers(); layer++) {
+      for (int head = 0; head < expected.shape(layer).kvHeads(); head++) {
+        Map<Integer, Float> ofCpu = scores(expected, layer, head);
+        Map<Integer, Float> ofGpu = scores(actual, layer, head);
+        assertEquals(ofCpu.size(), ofGpu.size(), what);
+        kept += ofCpu.size();
+        float least = Float.MAX_VALUE;
+        float most = 0;
+        for (int position : ofCpu.keySet()) {
+          if (!ofGpu.containsKey(position)) {
+            least = Math.min(least, ofCpu.get(position));
+            most = Math.max(most, ofCpu.get(position));
+            others++;
+          }
+        }
+        for (int position : ofGpu.keySet()) {
+          if (!ofCpu.containsKey(position)) {
+            least = Math.min(least, ofGpu.get(position));
+            most = Math.max(most, ofGpu.get(position));
+          }
+        }
+        assertTrue(
+            most <= apart * least + 1e-4 || most == 0,
+            "%s: layer %d head %d keeps other tokens, of scores %f to %f"
+                .formatted(what, layer, head, least, most));
+      }
+    }
+    assertTrue(others <= kept / 50, "%s: %d of %d tokens are others".formatted(what, others, kept));
+  }
+
+  /** By position. */
+  private static Map<Integer, Float> scores(CacheStore store, int layer, int head) {
+    int slots = store.slots(layer, head);
+    int[] positions = new int[slots];
+    float[] scores = new float[slots];
+    store.readPositions(layer, head, positions, slots);
+    store.readScores(layer, head, 0, slots, scores);
+    Map<Integer, Float> map = new TreeMap<>();
+    for (int slot = 0; slot < slots; slot++) {
+      map.put(positions[slot], scores[slot]);
+    }
+    assertEquals(slots, map.size(), "a position that is held twice");
+    return map;
   }
 
   @Test
