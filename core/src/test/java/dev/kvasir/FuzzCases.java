@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Random;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Wrong files, one after the other, in a JVM of their own: each must end in an exception of ours or
@@ -37,6 +38,7 @@ final class FuzzCases {
   private final Path directory;
   private final List<Path> models = new ArrayList<>();
   private String profile = "";
+  private @Nullable Model model;
 
   private FuzzCases(Kind kind, long seed, Path directory) {
     this.kind = kind;
@@ -90,10 +92,7 @@ final class FuzzCases {
       if (kind == Kind.GGUF) {
         return load(file, number % 2 == 0);
       }
-      Profile loaded = Profile.load(file);
-      Profile.fromJson(loaded.toJson());
-      loaded.recoveryForBudget(1 << 20);
-      return "loaded";
+      return use(Profile.load(file));
     } catch (KvasirException e) {
       return named(e);
     } catch (Throwable e) { // which a caller would not expect
@@ -102,6 +101,23 @@ final class FuzzCases {
           + e.toString().replaceAll("\\s+", " ")
           + (trace.length > 0 ? " at " + trace[0] : "");
     }
+  }
+
+  private String use(Profile profile) {
+    Profile.fromJson(profile.toJson());
+    profile.recoveryForBudget(1 << 20);
+    if (model == null) {
+      model = Model.load(models.getFirst().resolveSibling("llama.gguf"));
+    }
+    try (Session session =
+        model.newSession(
+            OPTIONS.withCachePolicy(profile.policy()).withProfile(profile).withContextSize(64))) {
+      session.evaluate(3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19);
+      session.evaluate(20);
+      session.evaluate(21);
+      session.cacheReport();
+    }
+    return "loaded";
   }
 
   private static String named(KvasirException e) {

@@ -52,7 +52,8 @@ class HostileTextTest {
             SyntheticModels.llama(directory.resolve(each.getKey() + ".gguf"), 1, each.getValue());
         boolean faithful = !each.getKey().equals("unigrams");
         counts.append(", ").append(each.getKey()).append(' ');
-        counts.append(run(file, faithful, (count + vocabularies.size() - 1) / vocabularies.size(), seed));
+        counts.append(
+            run(file, faithful, (count + vocabularies.size() - 1) / vocabularies.size(), seed));
       }
       System.out.println("done: " + count + " texts of seed " + seed + counts);
     }

@@ -4,6 +4,7 @@ import dev.kvasir.KvasirException;
 import dev.kvasir.ProfileException;
 import dev.kvasir.internal.file.WholeFile;
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
@@ -31,6 +32,9 @@ public record Profile(
     List<Layer> layers,
     List<Candidate> candidates,
     List<HeadProfile> heads) {
+
+  /** A head takes about 6 KiB: room for twenty thousand. */
+  private static final int LARGEST_FILE = 128 << 20;
 
   /**
    * The shape of one layer.
@@ -175,8 +179,13 @@ public record Profile(
    */
   public static Profile load(Path file) {
     byte[] bytes;
-    try {
-      bytes = Files.readAllBytes(file);
+    try (InputStream in = Files.newInputStream(file)) {
+      long size = Files.size(file);
+      bytes = size > LARGEST_FILE ? new byte[0] : in.readNBytes(LARGEST_FILE + 1);
+      if (size > LARGEST_FILE || bytes.length > LARGEST_FILE) {
+        throw new ProfileException(
+            "%s is larger than %d MiB, and no profile is".formatted(file, LARGEST_FILE >> 20));
+      }
     } catch (NoSuchFileException e) {
       throw new ProfileException("the profile " + file + " does not exist", e);
     } catch (IOException e) {

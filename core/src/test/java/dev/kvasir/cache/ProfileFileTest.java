@@ -2,10 +2,13 @@ package dev.kvasir.cache;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
+import dev.kvasir.ProfileException;
 import java.io.IOException;
+import java.io.RandomAccessFile;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.FileStore;
 import java.nio.file.Files;
@@ -54,6 +57,19 @@ class ProfileFileTest {
       assertEquals(permissions, PosixFilePermissions.toString(Files.getPosixFilePermissions(file)));
       assertEquals(profile, Profile.load(file));
     }
+  }
+
+  @Test
+  void aFileThatNoProfileFillsIsNotRead() throws IOException {
+    Path file = directory.resolve("large.json");
+    try (var access = new RandomAccessFile(file.toFile(), "rw")) {
+      access.setLength(1L << 40);
+    }
+    String message = assertThrows(ProfileException.class, () -> Profile.load(file)).getMessage();
+    assertTrue(message.contains("MiB"), message);
+    Path endless = Path.of("/dev/zero");
+    assumeTrue(Files.isReadable(endless));
+    assertThrows(ProfileException.class, () -> Profile.load(endless));
   }
 
   @Test
