@@ -28,6 +28,9 @@ constexpr int64_t MAX_SPECIAL_TOKENS = 1 << 16;
 // take about a tenth of a microsecond each.
 constexpr int64_t MAX_SQUARES = 250 * 1000 * 1000;
 
+// SentencePiece's output is copied as a whole for each character that is written as bytes: tokens copied, times two.
+constexpr uint64_t MAX_COPIED = 100ull * 1000 * 1000 * 1000;
+
 // What a thread uses beside the matching, also when it logs.
 constexpr size_t BASE_STACK = (size_t) 512 << 10;
 
@@ -73,6 +76,10 @@ kind kind_of(unsigned char byte) {
 }
 
 bool continues_character(unsigned char byte) { return (byte & 0xC0) == 0x80; }
+
+size_t characters_of(std::string_view text) {
+    return text.size() - (size_t) std::count_if(text.begin(), text.end(), [](char c) { return continues_character((unsigned char) c); });
+}
 
 size_t tokenize_on(const llama_vocab * vocab, std::string_view text, bool add_special, bool parse_special, std::vector<llama_token> & tokens) {
     const assertions_throw no_abort;
@@ -207,7 +214,7 @@ size_t match_depth::stack_for(const llama_vocab * vocab, std::string_view text) 
     require_short_runs(text);
     const size_t each    = bytes_per_character + bytes_per_character / 4;
     const size_t most    = MAX_STACK / each;
-    size_t       longest = text.size() - (size_t) std::count_if(text.begin(), text.end(), [](char c) { return continues_character((unsigned char) c); });
+    size_t       longest = characters_of(text);
     if (longest > most) {
         std::call_once(measured_joins, [&] { measure_joins(vocab); });
         longest = longest_match(text);
@@ -274,6 +281,34 @@ void kvasir_tokenizer::require_few_special(std::string_view text, bool parse_spe
     if (n > MAX_SPECIAL_TOKENS) {
         throw error(KVASIR_INVALID_ARGUMENT, format("it has %lld special tokens, more than the %lld that are found in reasonable time", (long long) n,
                                                     (long long) MAX_SPECIAL_TOKENS));
+    }
+}
+
+void kvasir_tokenizer::require_few_byte_fallbacks(std::string_view text) {
+    if (llama().llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_SPM || (uint64_t) text.size() * text.size() <= MAX_COPIED) {
+        return;
+    }
+    std::call_once(looked_for_characters, [&] {
+        for (llama_token token = 0; token < n_vocab; token++) {
+            const std::string_view entry(llama().llama_vocab_get_text(vocab, token));
+            if (!entry.empty() && characters_of(entry) == 1) {
+                characters.insert(entry);
+            }
+        }
+    });
+    uint64_t n = 0;
+    for (size_t i = 0; i < text.size();) {
+        size_t end = i + 1;
+        while (end < text.size() && continues_character((unsigned char) text[end])) {
+            end++;
+        }
+        const std::string_view character = text[i] == ' ' ? "\xE2\x96\x81" : text.substr(i, end - i);
+        n += characters.count(character) == 0;
+        i = end;
+    }
+    if (n * text.size() > MAX_COPIED) {
+        throw error(KVASIR_INVALID_ARGUMENT, format("the vocabulary has no token for %llu of its characters, and so many are not written as bytes in reasonable "
+                                                    "time", (unsigned long long) n));
     }
 }
 
@@ -344,6 +379,7 @@ std::vector<llama_token> kvasir_tokenizer::tokenize(std::string_view text, bool 
         throw error(KVASIR_INVALID_ARGUMENT, format("it has %zu bytes, more than the %zu that are split at once", text.size(), MAX_BYTES));
     }
     require_few_special(text, parse_special);
+    require_few_byte_fallbacks(text);
     // hardly a vocabulary makes more tokens than bytes, but for those that are added
     std::vector<llama_token> tokens(text.size() + 16);
     size_t                   n     = 0;

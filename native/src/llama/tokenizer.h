@@ -64,6 +64,7 @@ private:
 
     void check(llama_token token) const;
     void require_few_special(std::string_view text, bool parse_special) const;
+    void require_few_byte_fallbacks(std::string_view text);
     void look_for_bytes(bool all_entries);
     void require_all_of(std::string_view text, const std::vector<llama_token> & tokens) const;
 
@@ -73,5 +74,7 @@ private:
     std::array<texts, 2>  special;         // [0] user-defined tokens, [1] control tokens
     bool                  complete = true; // as far as bytes are concerned
     std::array<bool, 256> missing{};       // that are no entry of their own
-    kvasir::match_depth depth;
+    std::once_flag                       looked_for_characters;
+    std::unordered_set<std::string_view> characters; // that are an entry of their own; of SentencePiece, once a long text asks
+    kvasir::match_depth                  depth;
 };

@@ -128,6 +128,18 @@ class AnyTextTest {
   }
 
   @Test
+  void moreCharactersWithoutATokenThanAreWrittenAsBytesInReasonableTime() {
+    try (Model model = model(SyntheticVocabulary.sentencePiece())) {
+      assertTrue(refused(model, "\u00E9".repeat(500_000), false).contains("500000"));
+      // The space before the text, as bytes, too.
+      assertEquals(3 + 20_000, model.tokenize("\u00E9".repeat(10_000), false, false).length);
+    }
+    try (Model model = model(SyntheticVocabulary.sentencePieceWithoutBytes())) {
+      assertEquals(500_001, model.tokenize("a".repeat(500_000), false, false).length);
+    }
+  }
+
+  @Test
   void zerosAndHalvesOfSurrogatePairsAreText() {
     try (Model model = model(SyntheticVocabulary.bytePairs("gpt-2"))) {
       String zeros = "a\0b\0\0";
