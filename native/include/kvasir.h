@@ -106,7 +106,10 @@ KVASIR_API enum kvasir_status kvasir_context_new(struct llama_model * model, con
 // frees the context and then its cache (which may be NULL)
 KVASIR_API void kvasir_context_free(struct llama_context * context, struct kvasir_cache * cache) KVASIR_NOEXCEPT;
 
-// llama_decode behind the wall; *result is llama_decode's own return value (0 ok, 1 no room, 2 aborted, < 0 error)
+// llama_decode behind the wall; *result is llama_decode's own return value (0 ok, 1 no room, 2 aborted, < 0 error). A batch that
+// llama.cpp would not survive (more tokens than n_batch, token, position or sequence id out of range, more outputs than n_outputs_max)
+// is KVASIR_INVALID_ARGUMENT. A graph that failed without llama.cpp's notice fails the call: shifted positions
+// (llama_memory_seq_add, llama_memory_seq_div) are KVASIR_UNSUPPORTED until llama_memory_clear.
 KVASIR_API enum kvasir_status kvasir_decode(struct llama_context * context, const struct llama_batch * batch, int32_t * result) KVASIR_NOEXCEPT;
 
 // The logits of token index of the last batch, -1 the last of it; valid until the next kvasir_decode.

@@ -2,13 +2,16 @@
 #include "kvasir.h"
 
 #include "attention/cpu/cpu_attention.h"
+#include "device/accept.h"
 #include "device/compute_threads.h"
 #include "device/construction.h"
 #include "device/cuda/cuda_device.h"
+#include "device/kv_buffer.h"
 #include "device/proxy.h"
 #include "error.h"
 #include "llama/api.h"
 #include "llama/assertion.h"
+#include "llama/batch.h"
 #include "llama/chat_template.h"
 #include "llama/model_memory.h"
 #include "platform/library.h"
@@ -36,6 +39,21 @@ void require(bool condition, const char * what) {
 std::mutex                                                       threads_mutex;
 std::map<const llama_context *, std::unique_ptr<compute_threads>> threads_of;
 
+// What the batches of these contexts must be like.
+std::mutex                                    batch_limits_mutex;
+std::map<const llama_context *, batch_limits> batch_limits_by_context;
+
+void forget_limits(const llama_context * context) {
+    std::lock_guard<std::mutex> lock(batch_limits_mutex);
+    batch_limits_by_context.erase(context);
+}
+
+batch_limits limits_for(const llama_context * context) {
+    std::lock_guard<std::mutex> lock(batch_limits_mutex);
+    const auto found = batch_limits_by_context.find(context);
+    return found == batch_limits_by_context.end() ? batch_limits_of(context) : found->second;
+}
+
 compute_threads * find_threads(const llama_context * context) {
     std::lock_guard<std::mutex> lock(threads_mutex);
     auto found = threads_of.find(context);
@@ -51,6 +69,28 @@ void attach_threads(llama_context * context, const llama_context_params & params
                                                      made ? made->cache : nullptr, governed);
     std::lock_guard<std::mutex> lock(threads_mutex);
     threads_of[context] = std::move(threads);
+}
+
+// llama.cpp does not ask a proxy about layers that are on another device. They stand in the whole graph, which it builds once more here.
+void find_missed(llama_context * context, const batch_limits & limits, construction & made) {
+    const api & a = llama();
+    if (!a.llama_graph_reserve) {
+        return; // then only what is asked for shows
+    }
+    // as large as the last of llama.cpp's own, so that what it has reserved stays as it is
+    const uint32_t      n_seqs = a.llama_n_seq_max(context), n_tokens = std::max(std::min(a.llama_n_ctx(context), a.llama_n_ubatch(context)), n_seqs);
+    const ggml_cgraph * graph  = a.llama_graph_reserve(context, n_tokens, n_seqs, std::min(n_tokens, (uint32_t) limits.n_outputs));
+    if (!graph) {
+        throw error(KVASIR_OUT_OF_MEMORY, "llama.cpp found no memory for the graphs of the context");
+    }
+    for (int i = 0; i < graph->n_nodes; i++) {
+        for (const ggml_tensor * src : graph->nodes[i]->src) {
+            const cache_name name = src ? parse_cache_name(root_of(src)->name) : cache_name();
+            if (name.valid && !side_of(src)) {
+                made.missed.insert(name.il);
+            }
+        }
+    }
 }
 
 void require_intercepted(const construction & made) {
@@ -235,6 +275,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
         require(model && params && context, "model, params or context is NULL");
         require(attention == KVASIR_ATTENTION_NATIVE || attention == KVASIR_ATTENTION_PORTABLE, "attention is not one of enum kvasir_attention");
         const api & a = llama();
+        check_outputs(model, *params);
         if (cache) {
             check_params(*params);
         }
@@ -254,6 +295,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
             llama_context * context;
             ~context_owner() {
                 if (context) {
+                    forget_limits(context);
                     const std::unique_lock<std::shared_mutex> none(cuda::captures());
                     llama().llama_free(context);
                 }
@@ -271,7 +313,16 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
         if (!a.llama_get_memory(owner.context)) {
             throw error(KVASIR_UNSUPPORTED, "a model that llama.cpp gives no memory: it cannot continue a text");
         }
+        const batch_limits limits = batch_limits_of(owner.context, *params);
+        {
+            std::lock_guard<std::mutex> lock(batch_limits_mutex);
+            batch_limits_by_context[owner.context] = limits;
+        }
         if (cache) {
+            {
+                const assertions_throw no_abort;
+                find_missed(owner.context, limits, *made);
+            }
             require_intercepted(*made);
             std::sort(store->layers.begin(), store->layers.end(), [](const auto & x, const auto & y) { return x->il < y->il; });
         }
@@ -287,6 +338,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
 void kvasir_context_free(llama_context * context, kvasir_cache * cache) noexcept {
     guarded([&] {
         if (context) {
+            forget_limits(context);
             {
                 const std::unique_lock<std::shared_mutex> none(cuda::captures());
                 llama().llama_free(context);
@@ -301,7 +353,10 @@ void kvasir_context_free(llama_context * context, kvasir_cache * cache) noexcept
 kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, int32_t * result) noexcept {
     return guarded([&] {
         require(context && batch && result, "context, batch or result is NULL");
+        *result = -1; // also where llama.cpp throws
+        check_batch(*batch, limits_for(context));
         last_error().clear();
+        refused_graph() = {};
         compute_threads * threads = find_threads(context);
         if (threads) {
             threads->begin(batch->n_tokens);
@@ -312,6 +367,10 @@ kvasir_status kvasir_decode(llama_context * context, const llama_batch * batch, 
         }
         if (*result < 0) { // what went wrong in the backend was left by it, on this thread
             throw last_error().empty() ? error(KVASIR_FAILED, format("llama_decode returned %d", *result)) : error(last_status(), last_error());
+        }
+        if (refused_graph().cache) { // llama.cpp went on without it
+            *result = -1;
+            throw error(KVASIR_UNSUPPORTED, refused_graph().reason);
         }
     });
 }
@@ -362,7 +421,7 @@ kvasir_status kvasir_chat_apply(const llama_model * model, const kvasir_chat_mes
         }
         const std::string text = chat_apply(model, messages, n_messages, add_assistant != 0);
         *length = text.size();
-        memcpy(buffer, text.data(), std::min(size, text.size()));
+        std::copy_n(text.data(), std::min(size, text.size()), buffer);
     });
 }
 

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/resource.h>
@@ -360,6 +361,137 @@ void expect(kvasir_status wanted, const char * word, llama_model * model, const 
     }
 }
 
+// llama.cpp moves positions by turning K in its cache, and goes on decoding when that has failed.
+void test_shift() {
+    model_file m(synthetic_model{});
+    for (const kvasir_attention path : {KVASIR_ATTENTION_NATIVE, KVASIR_ATTENTION_PORTABLE}) {
+        context c(m.ours, context_params(), true, path), twin(m.ours, context_params(), true, path);
+        c.decode(random_tokens(40, 3), 0);
+        llama_memory_t memory = llama_get_memory(c.c);
+        CHECK(llama_memory_can_shift(memory) && llama_memory_seq_rm(memory, 0, 5, 10), "the positions cannot be moved");
+        llama_memory_seq_add(memory, 0, 10, -1, -5);
+        const kvasir_bytes before = bytes_of(c);
+        std::vector<float> none;
+        const llama_token  token = 7;
+        for (int again = 0; again < 2; again++) { // for as long as the shift waits
+            CHECK(c.try_decode(&token, 1, 35, none) == KVASIR_UNSUPPORTED && strstr(kvasir_last_error(), "shift"), "%s", kvasir_last_error());
+        }
+        CHECK(none.empty() && bytes_of(c).slots == before.slots, "%lld slots, %lld before", (long long) bytes_of(c).slots, (long long) before.slots);
+        llama_memory_clear(memory, true);
+        CHECK(c.decode(random_tokens(40, 4), 0) == twin.decode(random_tokens(40, 4), 0), "other logits after a shift that was refused");
+    }
+}
+
+// Of each of these llama.cpp ends the process, reads memory that is not the batch's, or counts a cell twice.
+void test_batches() {
+    model_file m(synthetic_model{});
+    llama_context_params params = context_params();
+    params.n_seq_max = 3;
+    params.n_ctx     = 3 * 512;
+    params.n_batch   = 64;
+    params.n_ubatch  = 32;
+    for (const bool ours : {true, false}) {
+        for (const bool unified : {false, true}) {
+            params.kv_unified = unified;
+            context      c(ours ? m.ours : m.stock, params, ours);
+            llama_batch  batch = llama_batch_init(65, 0, 300);
+            const auto   fill  = [&](int32_t n) {
+                batch.n_tokens = n;
+                for (int32_t i = 0; i < n; i++) {
+                    batch.token[i] = 5; batch.pos[i] = i; batch.n_seq_id[i] = 1; batch.seq_id[i][0] = 0; batch.logits[i] = i + 1 == n;
+                }
+            };
+            int32_t     result = 0;
+            const auto  refused = [&](const char * word, const llama_batch & b) {
+                result = 0;
+                const kvasir_status status = kvasir_decode(c.c, &b, &result);
+                CHECK(status == KVASIR_INVALID_ARGUMENT && result < 0 && strstr(kvasir_last_error(), word), "status %d, result %d, wanted '%s': %s", status, result, word,
+                      kvasir_last_error());
+            };
+            const auto without = [&](auto llama_batch::* field) {
+                llama_batch b = batch;
+                b.*field = nullptr;
+                return b;
+            };
+            fill(65);
+            refused("65 tokens", batch);
+            for (const int32_t n : {0, -1}) {
+                batch.n_tokens = n;
+                refused("tokens", batch);
+            }
+            fill(8);
+            refused("neither tokens", without(&llama_batch::token));
+            refused("only one of", without(&llama_batch::seq_id));
+            refused("only one of", without(&llama_batch::n_seq_id));
+            for (const llama_token token : {-1, 300, INT32_MAX}) {
+                fill(8);
+                batch.token[3] = token;
+                refused("token[3]", batch);
+            }
+            for (const llama_pos pos : {-1, -2, INT32_MIN, INT32_MAX}) {
+                fill(8);
+                batch.pos[0] = pos;
+                refused("pos[0]", batch);
+            }
+            for (const llama_seq_id id : {-1, unified ? 256 : 3, 100000}) {
+                fill(8);
+                batch.seq_id[7][0] = id;
+                refused("seq_id[7][0]", batch);
+            }
+            for (const int32_t n : {0, -1, 300}) {
+                fill(8);
+                batch.n_seq_id[2] = n;
+                refused("n_seq_id[2]", batch);
+            }
+            fill(8);
+            batch.n_seq_id[2] = 2; batch.seq_id[2][1] = 0;
+            refused(unified ? "twice" : "n_seq_id[2]", batch);
+            fill(8);
+            llama_seq_id * const id = std::exchange(batch.seq_id[4], nullptr);
+            refused("seq_id[4]", batch);
+            batch.seq_id[4] = id;
+            // and what is right is taken: a full batch, tokens of several sequences where there is one stream, and what llama.cpp fills in
+            const auto taken = [&](const llama_batch & b) {
+                CHECK(kvasir_decode(c.c, &b, &result) == KVASIR_OK && result == 0, "%d: %s", result, kvasir_last_error());
+                llama_memory_clear(llama_get_memory(c.c), true);
+            };
+            fill(64);
+            taken(batch);
+            for (int32_t i = 0; unified && i < 64; i++) {
+                batch.n_seq_id[i] = 2; batch.seq_id[i][1] = 200;
+            }
+            taken(batch);
+            fill(64);
+            taken(without(&llama_batch::pos));
+            taken(without(&llama_batch::logits));
+            llama_batch bare = llama_batch_get_one(batch.token, 64);
+            taken(bare);
+            llama_batch_free(batch);
+        }
+    }
+    // outputs: llama.cpp ends the process too, in the second case while it makes the context
+    params.kv_unified    = true;
+    params.n_outputs_max = 4;
+    context            few(m.ours, params, true);
+    std::vector<float> logits;
+    const auto         tokens = random_tokens(5, 1);
+    CHECK(few.try_decode(tokens.data(), 5, 0, logits) == KVASIR_INVALID_ARGUMENT && strstr(kvasir_last_error(), "n_outputs_max"), "%s", kvasir_last_error());
+    few.decode({tokens.begin(), tokens.begin() + 4}, 0);
+    params.n_outputs_max = 2;
+    expect(KVASIR_INVALID_ARGUMENT, "n_seq_max", m.ours, params);
+    params.n_outputs_max = 0;
+    params.n_batch       = 2;
+    expect(KVASIR_INVALID_ARGUMENT, "n_seq_max", m.ours, params);
+    // attention in both directions needs the batch in one piece
+    params = context_params();
+    params.attention_type = LLAMA_ATTENTION_TYPE_NON_CAUSAL;
+    params.n_ubatch       = 32;
+    context both_ways(m.ours, params, true);
+    const auto more = random_tokens(33, 1);
+    CHECK(both_ways.try_decode(more.data(), 33, 0, logits) == KVASIR_INVALID_ARGUMENT && strstr(kvasir_last_error(), "1 to 32"), "%s", kvasir_last_error());
+    CHECK(both_ways.try_decode(more.data(), 32, 0, logits) == KVASIR_OK, "%s", kvasir_last_error());
+}
+
 void test_refusals() {
     {
         model_file m(synthetic_model{});
@@ -376,7 +508,7 @@ void test_refusals() {
         half.n_gpu_layers = 2;
         llama_model * split = nullptr;
         CHECK(kvasir_model_load(m.path.c_str(), &half, &split) == KVASIR_OK, "%s", kvasir_last_error());
-        expect(KVASIR_NOT_INTERCEPTED, "layer", split, context_params());
+        expect(KVASIR_NOT_INTERCEPTED, "layer 0", split, context_params());
         llama_model_free(split);
         llama_model * none = nullptr;
         CHECK(kvasir_model_load("no such file", &half, &none) == KVASIR_FAILED, "a missing file was loaded");
@@ -408,6 +540,7 @@ int main(int argc, char ** argv) {
     const std::pair<const char *, std::function<void()>> tests[] = {
         {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
         {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"taken back", test_taken_back}, {"copied", test_copied},
+        {"shift", test_shift}, {"batches", test_batches},
 #if defined(__linux__)
         {"no room for the statistic", test_no_room_for_the_statistic},
 #endif

@@ -77,6 +77,7 @@ struct context {
         }
         n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
     }
+    context(llama_context * c, kvasir_cache * cache, int n_vocab) : c(c), cache(cache), n_vocab(n_vocab) {}
     ~context() { kvasir_context_free(c, cache); }
     context(const context &) = delete;
 

@@ -493,6 +493,66 @@ void test_random() {
     }
 }
 
+// ---- buffers that the device does not have as large as the cache ----
+
+size_t largest_buffer;
+
+// The cache comes in several buffers, or even a tensor of it is larger than one. n_swa of a layer does not depend on that.
+void test_buffers() {
+    ggml_backend_buffer_type_t type         = ggml_backend_dev_buffer_type(device);
+    const auto                 get_max_size = type->iface.get_max_size;
+    for (const char * arch : {"llama", "gemma2"}) {
+        synthetic_model shape;
+        shape.arch = arch; shape.n_layer = 5; shape.n_vocab = 300;
+        if (strcmp(arch, "gemma2") == 0) {
+            shape.n_head = 4; shape.n_swa = 96; shape.head_dim = 128; // ggml-cuda has no soft-capping for smaller heads
+        }
+        model_file           m(shape);
+        llama_context_params params = context_params();
+        params.n_ctx = 8192;
+        params.n_batch = params.n_ubatch = 32;
+        const auto of = [&](size_t largest, std::vector<float> & logits, std::vector<kvasir_layer_info> & layers) {
+            largest_buffer = largest;
+            type->iface.get_max_size = [](ggml_backend_buffer_type_t) { return largest_buffer; };
+            llama_context * c     = nullptr;
+            kvasir_cache *  cache = nullptr;
+            const kvasir_status status = kvasir_context_new(m.ours, &params, path, &c, &cache);
+            type->iface.get_max_size = get_max_size;
+            CHECK(status == KVASIR_OK, "%s, buffers of %d KiB: %s", arch, (int) (largest >> 10), kvasir_last_error());
+            if (status != KVASIR_OK) {
+                return;
+            }
+            context ours(c, cache, shape.n_vocab);
+            for (int32_t l = 0; l < kvasir_cache_n_layers(cache); l++) {
+                layers.emplace_back();
+                CHECK(kvasir_cache_layer(cache, l, &layers.back()) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+            logits = ours.decode(random_tokens(60, 7), 0);
+            evict_randomly(ours.cache, 5, 0.2);
+            const auto more = ours.decode({7}, 60);
+            logits.insert(logits.end(), more.begin(), more.end());
+            llama_memory_clear(llama_get_memory(c), true); // of all buffers
+            CHECK(bytes_of(ours).slots == 0, "%lld slots after clear", (long long) bytes_of(ours).slots);
+        };
+        // K of a layer: 2 heads of 64 or 128 in f16
+        const size_t       tensor = (size_t) 8192 * 2 * (size_t) shape.head_dim * 2;
+        std::vector<float> expected;
+        std::vector<kvasir_layer_info> layers;
+        of((size_t) 1 << 40, expected, layers);
+        for (const size_t largest : {7 * tensor, 3 * tensor, 3 * tensor - 1, 2 * tensor, tensor, tensor - 1, tensor / 3}) {
+            std::vector<float> logits;
+            std::vector<kvasir_layer_info> found;
+            of(largest, logits, found);
+            CHECK(logits == expected && found.size() == layers.size() && (int32_t) found.size() == shape.n_layer, "%s, buffers of %d KiB: %d layers, other logits", arch, (int) (largest >> 10), (int) found.size());
+            for (size_t l = 0; l < found.size(); l++) {
+                CHECK(found[l].layer == (int32_t) l && found[l].n_swa == (shape.n_swa > 0 && l % 2 == 0) && found[l].n_swa == layers[l].n_swa && found[l].n_cells == layers[l].n_cells,
+                      "%s, buffers of %d KiB: layer %d in place %d, n_swa %d, %d cells", arch, (int) (largest >> 10), found[l].layer, (int) l, found[l].n_swa, found[l].n_cells);
+            }
+        }
+        printf("  %s: %d layers in buffers from %d to %d KiB\n", arch, (int) layers.size(), (int) (tensor / 3 >> 10), (int) (7 * tensor >> 10));
+    }
+}
+
 // ---- memory ----
 
 // What the store may occupy for the slots that it holds: rows of 256 slots in whole steps, and pages of the slot tables
@@ -889,6 +949,34 @@ void test_copied() {
     copy_streams(m.ours, path);
 }
 
+// Layers that stay on the CPU without a proxy. With op_offload off, or batches that are not worth an offload, llama.cpp never asks a GPU's proxy
+// about them.
+void test_missed() {
+    synthetic_model shape;
+    shape.n_layer = 4;
+    model_file m(shape);
+    llama_model_params half = llama_model_default_params();
+    ggml_backend_dev_t devices[] = {device_proxy, nullptr};
+    half.devices      = devices;
+    half.n_gpu_layers = 3;
+    llama_model * model = nullptr;
+    CHECK(kvasir_model_load(m.path.c_str(), &half, &model) == KVASIR_OK, "%s", kvasir_last_error());
+    for (const bool op_offload : {true, false}) {
+        for (const uint32_t n_ubatch : {128, 16}) {
+            llama_context_params params = context_params();
+            params.op_offload = op_offload;
+            params.n_ubatch   = n_ubatch;
+            llama_context * c     = nullptr;
+            kvasir_cache *  cache = nullptr;
+            const kvasir_status status = kvasir_context_new(model, &params, path, &c, &cache);
+            CHECK(status == KVASIR_NOT_INTERCEPTED && strstr(kvasir_last_error(), "layer 0"), "offload %d, batches of %u: status %d, %s", op_offload, n_ubatch, status,
+                  kvasir_last_error());
+            kvasir_context_free(c, cache);
+        }
+    }
+    llama_model_free(model);
+}
+
 void test_split() {
     if (on_cpu) {
         return; // there is but one
@@ -963,7 +1051,7 @@ int main(int argc, char ** argv) {
     const test tests[] = {{"shapes", test_shapes, false}, {"latent", test_latent, true}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
-                          {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"split", test_split, false}};
+                          {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"buffers", test_buffers, false}, {"missed", test_missed, false}, {"split", test_split, false}};
     for (kvasir_attention wanted : {PORTABLE, NATIVE}) {
         if (wanted == NATIVE && (on_cpu || !*kvasir_kernels(device_name.c_str()))) {
             continue; // context_test has the CPU's

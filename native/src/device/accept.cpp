@@ -16,16 +16,27 @@
 
 namespace kvasir {
 
-bool touches_store(const ggml_tensor * node) {
-    if (side_of(node)) {
-        return true;
+kvasir_cache * cache_of(const ggml_tensor * node) {
+    if (const side * s = side_of(node)) {
+        return s->owner->cache;
     }
     for (const ggml_tensor * src : node->src) {
-        if (side_of(src)) {
-            return true;
+        if (const side * s = side_of(src)) {
+            return s->owner->cache;
         }
     }
-    return false;
+    return nullptr;
+}
+
+graph_refusal & refused_graph() {
+    static thread_local graph_refusal refusal;
+    return refusal;
+}
+
+void refuse_graph(const kvasir_cache * cache, const std::string & reason) {
+    if (refused_graph().cache != cache) {
+        refused_graph() = {cache, "the adaptive cache has no path for " + reason};
+    }
 }
 
 static bool is_cpu(ggml_backend_dev_t device) { return device->iface.get_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU; }
@@ -182,7 +193,8 @@ bool accept_node(const ggml_tensor * node, std::string & reason) {
         default:
             break;
     }
-    reason = format("the operation %s over the KV cache (%s)", llama().ggml_op_name(node->op), node->name);
+    reason = format("the operation %s over the KV cache (%s); positions cannot be shifted in it (llama_memory_seq_add, llama_memory_seq_div)",
+                    llama().ggml_op_name(node->op), node->name);
     return false;
 }
 

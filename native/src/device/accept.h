@@ -5,10 +5,21 @@
 
 #include <string>
 
+struct kvasir_cache;
+
 namespace kvasir {
 
 struct layer;
 struct side;
+
+// A graph over a store that has no path for it, which llama.cpp may try to compute without asking how that went: the shift of K after
+// llama_memory_seq_add. The next graph over the store fails then, and with it llama_decode.
+struct graph_refusal {
+    const kvasir_cache * cache = nullptr; // none: there was no such graph since the thread's kvasir_decode began
+    std::string          reason;
+};
+graph_refusal & refused_graph(); // of the calling thread
+void            refuse_graph(const kvasir_cache * cache, const std::string & reason);
 
 // A SET_ROWS into the store or a FLASH_ATTN_EXT over it, as found in a graph of llama.cpp.
 struct found_node {
@@ -19,8 +30,9 @@ struct found_node {
     const ggml_tensor * positions; // SET_ROWS of K: those of the tokens, or none
 };
 
-// whether the node is in the store, or reads from it
-bool touches_store(const ggml_tensor * node);
+// the cache whose store the node is in, or reads from; else nullptr
+kvasir_cache * cache_of(const ggml_tensor * node);
+inline bool touches_store(const ggml_tensor * node) { return cache_of(node) != nullptr; }
 // Whether there is a path for a node over the store; else the reason. Makes the layer's memory when it sees its first
 // attention, while llama.cpp reserves its graphs.
 bool accept_node(const ggml_tensor * node, std::string & reason);

@@ -17,6 +17,8 @@ struct construction {
     std::vector<proxy_backend *> backends;
     std::set<int32_t>            missed;      // layers with attention over a cache that is not in the store
     std::string                  unsupported; // the first operation over the store that it has no path for
+    int32_t                      n_caches = 0; // KV caches that llama.cpp has begun to allocate: a sliding-window model has a second one
+    bool                         layers_listed = false; // since the last buffer of a cache, the devices of layers were asked for buffers
 
     explicit construction(kvasir_cache * cache);
     ~construction();

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 namespace kvasir {
 
@@ -366,6 +367,7 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
         }
         std::string reason;
         if (!accept_node(node, reason)) {
+            refuse_graph(cache_of(node), reason);
             throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + reason);
         }
         side *              rows = node->op == GGML_OP_SET_ROWS ? side_of(node) : nullptr;
@@ -394,6 +396,10 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     const layer &  l     = *found_.front().l;
     kvasir_cache & cache = *l.cache;
     ggml_status    status = GGML_STATUS_FAILED;
+    if (refused_graph().cache == &cache) { // and llama.cpp went on
+        const graph_refusal refused = std::exchange(refused_graph(), {});
+        throw error(KVASIR_UNSUPPORTED, refused.reason);
+    }
     const auto first = std::find_if(found_.begin(), found_.end(), [](const found_node & f) { return f.rows; });
     if (first != found_.end()) {
         cache.begin_graph(*first->l);

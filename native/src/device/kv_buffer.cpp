@@ -1,5 +1,7 @@
 #include "kv_buffer.h"
 
+#include "construction.h"
+
 #include "../error.h"
 
 #include <algorithm>
@@ -245,16 +247,12 @@ cache_name parse_cache_name(const char * name) {
     return result;
 }
 
-ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, kvasir_cache * cache, size_t size) {
-    char * base = (char *) memory_reserve_inaccessible(size);
+ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, const construction & made, size_t size, size_t span) {
+    char * base = (char *) memory_reserve_inaccessible(span);
     if (!base) {
         return nullptr;
     }
-    // llama.cpp makes one cache after the other, and the buffers of each in the order of the buffer types' names
-    const std::string name = type->iface.get_name(type);
-    cache->n_caches += cache->last_buffer_type.empty() || name <= cache->last_buffer_type ? 1 : 0;
-    cache->last_buffer_type = name;
-    auto * b = new kv_buffer{cache, inner, cache->n_caches > 1, base, size};
+    auto * b = new kv_buffer{made.cache, inner, made.n_caches > 1, base, span};
     return llama().ggml_backend_buffer_init(type, INTERFACE, b, size);
 }
 

@@ -7,6 +7,8 @@
 
 namespace kvasir {
 
+struct construction;
+
 // K or V of a layer when the tensor is, or is a view of, a cache tensor of the store; else nullptr
 side * side_of(const ggml_tensor * tensor);
 
@@ -21,6 +23,7 @@ struct cache_name {
 };
 cache_name parse_cache_name(const char * name);
 
-ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, kvasir_cache * cache, size_t size);
+// size: what ggml takes the buffer for, which may be less than its tensors span
+ggml_backend_buffer_t kv_buffer_new(ggml_backend_buffer_type_t type, ggml_backend_dev_t inner, const construction & made, size_t size, size_t span);
 
 } // namespace kvasir

@@ -31,9 +31,36 @@ namespace {
 
 // ---- buffer types ----
 
-// KV tensors are recognised when llama.cpp asks for their sizes, which it does just before it allocates a buffer for
-// exactly those tensors, on the same thread. Passes that only measure leave sizes behind: hence the match from the end.
-thread_local std::vector<size_t> kv_sizes;
+// KV tensors are recognised when llama.cpp asks for their sizes, which it does just before it allocates buffers for exactly
+// those tensors, on the same thread.
+struct kv_size {
+    size_t reported; // what a tensor takes of a buffer
+    size_t real;     // and of the address space
+};
+thread_local std::vector<kv_size> kv_sizes;
+
+// Takes those that add up to a buffer, and returns the address space that they need; 0: it is another buffer. Where the tensors do
+// not fit into one, ggml allocates a buffer when it has asked for the size of the first tensor of the next one, which then
+// stays (ggml_backend_alloc_ctx_tensors_from_buft).
+size_t take_kv_sizes(size_t size) {
+    kv_size sum{};
+    for (const kv_size & s : kv_sizes) {
+        sum.reported += s.reported;
+        sum.real += s.real;
+    }
+    auto end = kv_sizes.end();
+    if (!kv_sizes.empty() && sum.reported > size) {
+        end--;
+        sum.reported -= end->reported;
+        sum.real -= end->real;
+    }
+    if (sum.reported != size) {
+        kv_sizes.clear();
+        return 0;
+    }
+    kv_sizes.erase(kv_sizes.begin(), end);
+    return sum.real;
+}
 
 proxy_device * self(ggml_backend_buffer_type_t type) { return (proxy_device *) type->context; }
 ggml_backend_buffer_type_t inner_type(ggml_backend_buffer_type_t type) {
@@ -70,15 +97,20 @@ bool storable(ggml_type type) {
 size_t type_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tensor) {
     ggml_backend_buffer_type_t t = inner_type(type);
     const size_t size = t->iface.get_alloc_size ? t->iface.get_alloc_size(t, tensor) : llama().ggml_nbytes(tensor);
-    if (construction::current()) {
-        if (tensor->op == GGML_OP_NONE && !tensor->view_src && storable(tensor->type) && parse_cache_name(tensor->name).valid) {
-            const size_t alignment = type_alignment(type);
-            kv_sizes.push_back((size + alignment - 1) / alignment * alignment);
-        } else {
-            kv_sizes.clear();
-        }
+    if (!construction::current()) {
+        return size;
     }
-    return size;
+    if (tensor->op != GGML_OP_NONE || tensor->view_src || !storable(tensor->type) || !parse_cache_name(tensor->name).valid) {
+        kv_sizes.clear();
+        return size;
+    }
+    // ggml refuses a tensor that is larger than the largest buffer, but this one takes no memory
+    const size_t alignment = type_alignment(type), real = (size + alignment - 1) / alignment * alignment;
+    const size_t reported  = std::min(real, std::max(type_max_size(type) / alignment * alignment, alignment));
+    if (!is_kv(type)) { // else the buffer is there, and the tensor is put into it
+        kv_sizes.push_back({reported, real});
+    }
+    return reported;
 }
 
 bool type_is_host(ggml_backend_buffer_type_t type) {
@@ -90,15 +122,13 @@ bool type_is_host(ggml_backend_buffer_type_t type) {
 }
 
 ggml_backend_buffer_t type_alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
-    size_t sum = 0;
-    for (size_t i = kv_sizes.size(); i-- > 0 && sum < size;) {
-        sum += kv_sizes[i];
-    }
-    const bool kv = !kv_sizes.empty() && sum == size;
-    kv_sizes.clear();
-    if (kv && construction::current()) {
+    construction * making = construction::current();
+    if (const size_t real = making ? take_kv_sizes(size) : 0) {
+        // llama.cpp makes one cache after the other, and looks at the devices of all layers of a cache before it allocates for any
+        making->n_caches += making->layers_listed ? 1 : 0;
+        making->layers_listed = false;
         ggml_backend_buffer_t buffer = nullptr;
-        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, self(type)->inner, construction::current()->cache, size); });
+        guarded([&] { buffer = kv_buffer_new(&self(type)->kv_buffer_type, self(type)->inner, *making, size, real); });
         return buffer;
     }
     ggml_backend_buffer_type_t t      = inner_type(type);
@@ -143,7 +173,14 @@ void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
 }
 
 ggml_backend_t device_init_backend(ggml_backend_dev_t device, const char * params) { return proxy_backend_new(device, inner_of(device), params); }
-ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) { return &self(device)->buffer_type; }
+
+ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
+    if (construction * making = construction::current()) {
+        making->layers_listed = true;
+        kv_sizes.clear(); // of a pass that only measured
+    }
+    return &self(device)->buffer_type;
+}
 
 ggml_backend_buffer_type_t device_host_buffer_type(ggml_backend_dev_t device) {
     ggml_backend_dev_t d = inner_of(device);
@@ -159,10 +196,15 @@ ggml_backend_buffer_t device_buffer_from_host_ptr(ggml_backend_dev_t device, voi
 // the store is accepted here; what has no path is noted, and the context is refused when llama.cpp has finished making it.
 bool device_supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     construction * making = construction::current();
-    if (touches_store(op)) {
+    if (const kvasir_cache * cache = cache_of(op)) {
         guarded([&] {
             std::string reason;
-            if (!accept_node(op, reason) && making && making->unsupported.empty()) {
+            if (accept_node(op, reason)) {
+                return;
+            }
+            if (!making) {
+                refuse_graph(cache, reason);
+            } else if (making->unsupported.empty()) {
                 making->unsupported = reason;
             }
         });

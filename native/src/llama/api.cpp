@@ -75,6 +75,9 @@ static api resolve() {
     KVASIR_LLAMA_FUNCTIONS(X)
 #undef X
     require(strcmp(a.ggml_version(), KVASIR_GGML_VERSION) == 0, "ggml's version");
+    for (const char * name : {"_Z19llama_graph_reserveP13llama_contextjjj", "?llama_graph_reserve@@YAPEAUggml_cgraph@@PEAUllama_context@@III@Z"}) { // C++
+        a.llama_graph_reserve = a.llama_graph_reserve ? a.llama_graph_reserve : (decltype(a.llama_graph_reserve)) find_symbol(name);
+    }
 
     for (size_t i = 0; i < a.ggml_backend_dev_count() && !a.cpu; i++) {
         ggml_backend_dev_t device = a.ggml_backend_dev_get(i);

@@ -77,14 +77,20 @@ namespace kvasir {
     X(llama_state_seq_get_size_ext)  \
     X(llama_state_seq_get_data_ext)  \
     X(llama_state_seq_set_data_ext)  \
+    X(llama_model_n_ctx_train)       \
+    X(llama_model_get_vocab)         \
+    X(llama_vocab_n_tokens)          \
     X(llama_model_chat_template)     \
     X(llama_init_from_model)         \
+    X(llama_n_ctx)                   \
+    X(llama_n_batch)                 \
+    X(llama_n_ubatch)                \
+    X(llama_max_parallel_sequences)  \
     X(llama_free)                    \
     X(llama_decode)                  \
     X(llama_set_n_threads)           \
     X(llama_attach_threadpool)       \
     X(llama_vocab_type)              \
-    X(llama_vocab_n_tokens)          \
     X(llama_vocab_get_attr)          \
     X(llama_vocab_get_text)          \
     X(llama_tokenize)                \
@@ -115,6 +121,9 @@ struct api {
     KVASIR_GGML_FUNCTIONS(X)
     KVASIR_LLAMA_FUNCTIONS(X)
 #undef X
+    // of src/llama-ext.h: the graph of a batch, as it is until the next call; nullptr where the library does not export it
+    ggml_cgraph * (*llama_graph_reserve)(llama_context * context, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_outputs);
+
     ggml_backend_dev_t cpu; // the registered CPU device
 
     // of the CPU backend's own module

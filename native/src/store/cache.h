@@ -146,10 +146,6 @@ struct kvasir_cache {
     std::vector<std::unique_ptr<kvasir::layer>> layers; // ascending by il once the context is made
     kvasir_attention attention = KVASIR_ATTENTION_NATIVE; // what was asked for
 
-    // while the context is made: KV caches that llama.cpp has begun to allocate, a sliding-window model's second one too
-    int32_t     n_caches = 0;
-    std::string last_buffer_type;
-
     // what went wrong where llama.cpp takes no error; the next graph reports it
     kvasir_status failure = KVASIR_OK;
     std::string   failure_text;
