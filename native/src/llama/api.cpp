@@ -5,7 +5,9 @@
 #include "assertion.h"
 
 #include <atomic>
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace kvasir {
 
@@ -64,7 +66,60 @@ static void check_structs(const api & a) {
     require(backend_ok, "struct ggml_backend");
 }
 
+// "0.5.0" of "v0.5.0", and of "0.5.0-dev"
+static std::string release(const char * version) {
+    const std::string text = version && *version == 'v' ? version + 1 : version ? version : "";
+    return text.substr(0, text.find('-'));
+}
+
+// Everything has to come from one build of llama.cpp, though the process may have loaded several: the one beside this library, or the
+// only one of the right version.
+static loaded_library choose_build() {
+    std::vector<loaded_library> builds = libraries_with("llama_version");
+    if (builds.empty()) {
+        throw error(KVASIR_INCOMPATIBLE, "none of the loaded libraries has llama_version; load ggml and llama.cpp " KVASIR_LLAMA_VERSION " first");
+    }
+    std::string list;
+    for (const loaded_library & b : builds) {
+        list += format("%s%s (%s)", list.empty() ? "" : ", ", b.path.c_str(), ((decltype(&::llama_version)) b.function)());
+    }
+    const auto only = [&](auto && is_wanted) {
+        std::vector<loaded_library> wanted;
+        std::copy_if(builds.begin(), builds.end(), std::back_inserter(wanted), is_wanted);
+        if (wanted.size() == 1) {
+            builds = wanted;
+        }
+    };
+    if (builds.size() > 1) {
+        const std::string folder = folder_of((const void *) choose_build);
+        only([&](const loaded_library & b) { return folder_of(b.function) == folder; });
+    }
+    if (builds.size() > 1) {
+        only([](const loaded_library & b) { return release(((decltype(&::llama_version)) b.function)()) == KVASIR_LLAMA_SOURCE_VERSION; });
+    }
+    if (builds.size() > 1) {
+        throw error(KVASIR_INCOMPATIBLE, format("this process has loaded several builds of llama.cpp, and which one is meant is not known: %s; load one, "
+                                                "or libkvasir from the folder of the one that is meant", list.c_str()));
+    }
+    const char * version = ((decltype(&::llama_version)) builds[0].function)();
+    if (release(version) != KVASIR_LLAMA_SOURCE_VERSION) {
+        throw error(KVASIR_INCOMPATIBLE, format("llama.cpp is version %s (%s), this libkvasir was built for %s: use the llama.cpp libraries that come with Kvasir",
+                                                version, builds[0].path.c_str(), KVASIR_LLAMA_SOURCE_VERSION));
+    }
+    for (const char * function : {"llama_version", "ggml_version", "ggml_backend_dev_count"}) {
+        const std::string other = preferred_to(builds[0], function);
+        if (!other.empty()) {
+            throw error(KVASIR_INCOMPATIBLE, format("%s uses functions of another build, as %s is in the global scope: load one build of llama.cpp only",
+                                                    builds[0].path.c_str(), other.c_str()));
+        }
+    }
+    return builds[0];
+}
+
+void use_loaded_llama() { use_library(choose_build()); }
+
 static api resolve() {
+    use_loaded_llama();
     api a{};
 #define X(function)                                                                                                              \
     a.function = (decltype(a.function)) find_symbol(#function);                                                                  \

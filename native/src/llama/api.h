@@ -133,6 +133,10 @@ struct api {
     decltype(&::ggml_get_type_traits_cpu)        type_traits_cpu;
 };
 
+// From here on symbols are looked up in one of the loaded builds of llama.cpp; throws kvasir::error (KVASIR_INCOMPATIBLE) when there is none
+// of the version that this library was compiled for, or it is not known which one is meant.
+void use_loaded_llama();
+
 // Resolves everything on the first call and checks that structs lie as this library was compiled for; throws
 // kvasir::error (KVASIR_INCOMPATIBLE) with what is missing or different.
 const api & llama();

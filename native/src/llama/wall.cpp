@@ -24,6 +24,7 @@ void require(bool condition, const char * what) {
 
 // of ggml, before its devices are there and everything else can be looked up
 template <typename F> F * early(const char * name) {
+    use_loaded_llama();
     F * function = (F *) find_symbol(name);
     if (!function) {
         throw error(KVASIR_INCOMPATIBLE, format("none of the loaded libraries has %s; load ggml and llama.cpp first", name));

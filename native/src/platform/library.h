@@ -3,10 +3,30 @@
 
 #include <string>
 
+#include <string>
+#include <vector>
+
 namespace kvasir {
 
-// The address of a symbol in the loaded ggml and llama.cpp libraries, or nullptr. They are usually loaded with local
-// visibility, so the global scope alone does not find them.
+// A library that defines a function itself.
+struct loaded_library {
+    std::string path;
+    void *      handle;
+    void *      function;
+};
+
+// The loaded libraries of llama.cpp and ggml that define it, and the program itself where it does. A process may have several builds
+// of llama.cpp; they are usually loaded with local visibility, so the global scope alone does not find them.
+std::vector<loaded_library> libraries_with(const char * function);
+// Of another one with the same function, the path; empty where a library that needs the function finds it in this one: the global
+// scope comes first.
+std::string preferred_to(const loaded_library & library, const char * function);
+// the folder of the library that contains a function
+std::string folder_of(const void * function);
+
+// From here on find_symbol looks in this library, in those that it is linked to, and in those that are linked to it.
+void use_library(const loaded_library & library);
+// The address of a symbol, or nullptr.
 void * find_symbol(const char * name);
 
 // The address of a symbol in the very library that contains the given function.
