@@ -105,7 +105,7 @@ void cpu_attention::state::plan_decode() {
         w.n_units = (int32_t) units.size() - w.first_unit;
         count[i].store(w.n_units, std::memory_order_relaxed);
     }
-    thread_floats = decode_scratch::of(rows, job.dkp, job.dvp).total;
+    thread_floats = decode_scratch_of(rows, job.dkp, job.dvp).total;
     parts = thread_floats * n_threads;
     kept = parts + ((size_t) units.size() * rows * (2 + job.dvp) + 15) / 16 * 16;
     job.keep = kept_floats > 0;
@@ -160,7 +160,7 @@ void cpu_attention::state::plan_prefill() {
         }
         turn += per_head ? 1 : 0;
     }
-    thread_floats = prefill_scratch::of(job.tile, most, job.dkp, job.dvp, job.keep ? round_up(n_max, slot_block) / slot_block : 1).total;
+    thread_floats = prefill_scratch_of(job.tile, most, job.dkp, job.dvp, job.keep ? round_up(n_max, slot_block) / slot_block : 1).total;
     parts = kept = total = thread_floats * n_threads;
 }
 

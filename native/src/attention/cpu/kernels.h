@@ -50,40 +50,40 @@ struct cpu_job {
 // ---- scratch of one thread, in floats ----
 struct decode_scratch {
     size_t q, s, acc, max, sum, k, v, mask, total;
-    static inline decode_scratch of(int32_t rows, int32_t dkp, int32_t dvp) {
-        decode_scratch l{};
-        size_t n = 0;
-        l.q    = n; n += (size_t) rows * dkp;
-        l.s    = n; n += (size_t) rows * slot_block;
-        l.acc  = n; n += (size_t) rows * dvp;
-        l.max  = n; n += (size_t) round_up(rows, 16);
-        l.sum  = n; n += (size_t) rows * 16;
-        l.k    = n; n += (size_t) slot_block * dkp;
-        l.v    = n; n += (size_t) slot_block * dvp;
-        l.mask = n; n += slot_block * 2;
-        l.total = (n + 15) / 16 * 16;
-        return l;
-    }
 };
+static inline decode_scratch decode_scratch_of(int32_t rows, int32_t dkp, int32_t dvp) {
+    decode_scratch l{};
+    size_t n = 0;
+    l.q    = n; n += (size_t) rows * dkp;
+    l.s    = n; n += (size_t) rows * slot_block;
+    l.acc  = n; n += (size_t) rows * dvp;
+    l.max  = n; n += (size_t) round_up(rows, 16);
+    l.sum  = n; n += (size_t) rows * 16;
+    l.k    = n; n += (size_t) slot_block * dkp;
+    l.v    = n; n += (size_t) slot_block * dvp;
+    l.mask = n; n += slot_block * 2;
+    l.total = (n + 15) / 16 * 16;
+    return l;
+}
 struct prefill_scratch {
     size_t q, o, max, sum, s, s_max, mask, k, v, total;
-    // kept_blocks: blocks of slots whose weights stay until the end of the unit (1: none)
-    static inline prefill_scratch of(int32_t tile, int32_t n_group, int32_t dkp, int32_t dvp, int32_t kept_blocks) {
-        prefill_scratch l{};
-        size_t n = 0;
-        l.q     = n; n += (size_t) n_group * dkp * tile;
-        l.o     = n; n += (size_t) n_group * dvp * tile;
-        l.max   = n; n += (size_t) n_group * tile;
-        l.sum   = n; n += (size_t) n_group * tile;
-        l.s     = n; n += (size_t) kept_blocks * slot_block * tile;
-        l.s_max = n; n += (size_t) kept_blocks * tile;
-        l.mask  = n; n += (size_t) slot_block * tile;
-        l.k     = n; n += (size_t) slot_block * dkp;
-        l.v     = n; n += (size_t) slot_block * dvp;
-        l.total = (n + 15) / 16 * 16;
-        return l;
-    }
 };
+// kept_blocks: blocks of slots whose weights stay until the end of the unit (1: none)
+static inline prefill_scratch prefill_scratch_of(int32_t tile, int32_t n_group, int32_t dkp, int32_t dvp, int32_t kept_blocks) {
+    prefill_scratch l{};
+    size_t n = 0;
+    l.q     = n; n += (size_t) n_group * dkp * tile;
+    l.o     = n; n += (size_t) n_group * dvp * tile;
+    l.max   = n; n += (size_t) n_group * tile;
+    l.sum   = n; n += (size_t) n_group * tile;
+    l.s     = n; n += (size_t) kept_blocks * slot_block * tile;
+    l.s_max = n; n += (size_t) kept_blocks * tile;
+    l.mask  = n; n += (size_t) slot_block * tile;
+    l.k     = n; n += (size_t) slot_block * dkp;
+    l.v     = n; n += (size_t) slot_block * dvp;
+    l.total = (n + 15) / 16 * 16;
+    return l;
+}
 
 struct cpu_kernels {
     const char * name;

@@ -494,7 +494,7 @@ void decode(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, floa
     const head_store & h = node.heads[unit.head];
     const int32_t stream = unit.head / node.n_head_kv, head = unit.head % node.n_head_kv;
     const int32_t rows = job.group * node.n_tokens, dkp = job.dkp, dvp = job.dvp;
-    const decode_scratch l = decode_scratch::of(rows, dkp, dvp);
+    const decode_scratch l = decode_scratch_of(rows, dkp, dvp);
     float * q = scratch + l.q, * acc = scratch + l.acc, * max = scratch + l.max, * sum = scratch + l.sum;
     const bool keep = job.keep && (h.track || node.stat);
     const bool masked = node.mask && !(h.max_cell < node.mask_open);
@@ -646,7 +646,7 @@ void decode_merge(const cpu_job & job, int32_t head_index, float * scratch) {
     const cpu_head_work & work = job.work[head_index];
     const int32_t stream = head_index / node.n_head_kv, head = head_index % node.n_head_kv;
     const int32_t rows = job.group * node.n_tokens, dvp = job.dvp;
-    const decode_scratch l = decode_scratch::of(rows, job.dkp, dvp);
+    const decode_scratch l = decode_scratch_of(rows, job.dkp, dvp);
     float * max = scratch + l.max, * inverse = scratch + l.sum;
     const size_t part_row = 2 + (size_t) dvp, part = part_row * rows;
 
@@ -922,7 +922,7 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
     const int32_t stream = unit.head / node.n_head_kv, first_head = unit.head % node.n_head_kv * job.group + unit.group;
     const int32_t dk = node.k.dim, dkp = job.dkp, dvp = job.dvp, lanes = round_up(unit.n_tokens, 16);
     const bool keep = job.keep && (h.track || node.stat), per_head_mask = node.mask_n_head > 1;
-    const prefill_scratch l = prefill_scratch::of(job.tile, unit.n_group, dkp, dvp, job.keep ? round_up(h.n, slot_block) / slot_block : 1);
+    const prefill_scratch l = prefill_scratch_of(job.tile, unit.n_group, dkp, dvp, job.keep ? round_up(h.n, slot_block) / slot_block : 1);
     float * q = scratch + l.q, * o = scratch + l.o, * max = scratch + l.max, * sum = scratch + l.sum;
     float * mask = scratch + l.mask, * k = scratch + l.k, * v = scratch + l.v;
 
@@ -1088,7 +1088,7 @@ void prefill_accumulate(const cpu_job & job, const cpu_unit & unit, float * scra
     const attention_node & node = job.node;
     const head_store & h = node.heads[unit.head];
     const int32_t lanes = round_up(unit.n_tokens, 16);
-    const prefill_scratch l = prefill_scratch::of(job.tile, unit.n_group, job.dkp, job.dvp, round_up(h.n, slot_block) / slot_block);
+    const prefill_scratch l = prefill_scratch_of(job.tile, unit.n_group, job.dkp, job.dvp, round_up(h.n, slot_block) / slot_block);
     const float * max = scratch + l.max, * sum = scratch + l.sum;
     const statistic * st = node.stat;
     const bool per_head = st && st->rows > 1;
