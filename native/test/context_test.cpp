@@ -2,7 +2,11 @@
 // same tokens. The yardstick is llama.cpp's own difference between its two attention paths on the same input.
 #include "contexts.h"
 
+#include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+
 #include <functional>
+#include <stdexcept>
 #include <numeric>
 #include <utility>
 
@@ -109,6 +113,75 @@ void test_types() {
         context portable(m.ours, params, true, KVASIR_ATTENTION_PORTABLE);
         CHECK(prompt_and_steps(portable, 300, 40) == reference, "K %s V %s: ggml's kernel over the store is not bit-identical", ggml_type_name(k), ggml_type_name(v));
     }
+}
+
+// ---- layers that differ ----
+
+// Layers without rotary positions: their tokens are at the positions that they have in other layers, whatever their cells.
+void test_positions() {
+    synthetic_model shape;
+    shape.arch = "smollm3"; shape.n_layer = 4;
+    model_file m(shape);
+    llama_context_params params = context_params();
+    params.n_seq_max  = 2;
+    params.kv_unified = true;
+    for (const kvasir_attention path : {KVASIR_ATTENTION_NATIVE, KVASIR_ATTENTION_PORTABLE}) {
+        context c(m.ours, params, true, path);
+        c.decode(random_tokens(30, 1), 0, 0);
+        c.decode(random_tokens(20, 2), 0, 1); // in the cells behind those of the first sequence
+        c.decode({7}, 30, 0);
+        for (int32_t l = 0; l < shape.n_layer; l++) {
+            for (int32_t h = 0; h < shape.n_head_kv; h++) {
+                kvasir_head_view view;
+                CHECK(kvasir_cache_head(c.cache, l, 0, h, &view) == KVASIR_OK && *view.n_slots == 51, "%d slots", *view.n_slots);
+                for (int32_t s = 0; s < *view.n_slots; s++) {
+                    const int32_t pos = s < 30 ? s : s < 50 ? s - 30 : 30;
+                    CHECK(view.cell[s] == s && view.pos[s] == pos, "layer %d, slot %d: cell %d at position %d", l, s, view.cell[s], view.pos[s]);
+                }
+            }
+        }
+    }
+}
+
+// ---- failures below ----
+
+bool failing = false; // the next graph with our operations
+decltype(ggml_backend_i::graph_compute) graph_compute;
+decltype(ggml_backend_device_i::init_backend) init_backend;
+
+// A backend may throw, for one where it has no memory. llama.cpp reuses its graphs: their nodes must be then as they were.
+void test_thrown_from_below() {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_name("CPU");
+    init_backend = cpu->iface.init_backend;
+    cpu->iface.init_backend = [](ggml_backend_dev_t device, const char * params) {
+        ggml_backend_t backend = init_backend(device, params);
+        graph_compute = backend->iface.graph_compute;
+        backend->iface.graph_compute = [](ggml_backend_t b, ggml_cgraph * graph) {
+            const bool ours = std::any_of(graph->nodes, graph->nodes + graph->n_nodes, [](const ggml_tensor * t) { return t->op == GGML_OP_CUSTOM; });
+            if (std::exchange(failing, failing && !ours)) {
+                throw std::runtime_error("thrown from below");
+            }
+            return graph_compute(b, graph);
+        };
+        return backend;
+    };
+    {
+        model_file         m(synthetic_model{});
+        context            c(m.ours, context_params(), true), twin(m.ours, context_params(), true);
+        std::vector<float> logits;
+        for (context * x : {&c, &twin}) {
+            x->decode(random_tokens(40, 3), 0);
+            x->decode({5}, 40);
+        }
+        for (int again = 0; again < 2; again++) {
+            const llama_token token = 6;
+            failing = true;
+            CHECK(c.try_decode(&token, 1, 41, logits) == KVASIR_FAILED && strstr(kvasir_last_error(), "from below"), "%s", kvasir_last_error());
+            failing = false;
+        }
+        CHECK(c.decode({6}, 41) == twin.decode({6}, 41) && c.decode(random_tokens(9, 4), 42) == twin.decode(random_tokens(9, 4), 42), "other logits after an exception");
+    }
+    cpu->iface.init_backend = init_backend;
 }
 
 // ---- several sequences ----
@@ -540,7 +613,7 @@ int main(int argc, char ** argv) {
     const std::pair<const char *, std::function<void()>> tests[] = {
         {"shapes", test_shapes}, {"sinks", test_sinks}, {"types", test_types}, {"sequences", test_sequences}, {"eviction", test_eviction}, {"state", test_state},
         {"memory", test_memory}, {"limit", test_limit}, {"statistic", test_statistic}, {"taken back", test_taken_back}, {"copied", test_copied},
-        {"shift", test_shift}, {"batches", test_batches},
+        {"positions", test_positions}, {"thrown from below", test_thrown_from_below}, {"shift", test_shift}, {"batches", test_batches},
 #if defined(__linux__)
         {"no room for the statistic", test_no_room_for_the_statistic},
 #endif

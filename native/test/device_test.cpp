@@ -180,6 +180,73 @@ void test_latent() {
     }
 }
 
+struct sums {
+    std::vector<float> buckets, recent, scores;
+};
+
+// the share of all weights that may lie elsewhere: K and Q are rounded to f16 here, and activations on the way here
+const double WEIGHTS_ELSEWHERE = 0.01;
+
+sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params);
+void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance);
+
+// Layers of one device, and of one graph, whose heads have different dims: where there are kernels for one of them only, layers of
+// both paths stand side by side.
+void test_head_dims() {
+    const std::pair<int32_t, int32_t> dims[] = {{64, 40}, {40, 64}, {128, 64}, {40, 112}};
+    for (const auto & [sliding, full] : dims) {
+        if (on_cpu && sliding == 128) {
+            continue; // all head dims are one path there
+        }
+        synthetic_model shape;
+        shape.arch = "gemma4"; shape.n_head = 4; shape.n_head_kv = 2; shape.n_layer = 4; shape.n_swa = 96; shape.head_dim = full; shape.head_dim_swa = sliding;
+        const std::string name = "head dims " + std::to_string(sliding) + " and " + std::to_string(full);
+        model_file m(shape);
+        cpu_model  cpu(m);
+        llama_context_params params = context_params();
+        if (refused(m, params, name.c_str(), sliding, 2) || refused(m, params, name.c_str(), full, 2)) {
+            continue;
+        }
+        context stock(m.stock, params, false), ours(m.ours, params, true, path);
+        const auto reference = steps(stock);
+        check_device(name.c_str(), steps(ours), reference, noise_of(m, params, reference, steps), stock.n_vocab, false);
+        for (int32_t l = 0; l < shape.n_layer; l++) {
+            const int32_t     dim = l % 2 == 0 ? sliding : full;
+            kvasir_layer_info info;
+            CHECK(kvasir_cache_layer(ours.cache, l, &info) == KVASIR_OK && info.layer == l && info.head_dim_k == dim && info.head_dim_v == dim && info.n_swa == (l % 2 == 0) &&
+                  info.attention == path_of(dim, params.type_k, params.type_v), "layer %d: dim %d, n_swa %d, path %d", l, info.head_dim_k, info.n_swa, info.attention);
+        }
+        params.swa_full = true; // a cell is a position
+        context evicting(m.ours, params, true, path), evicting_cpu(cpu.model, params, true, NATIVE), all(m.ours, params, true, path), all_cpu(cpu.model, params, true, NATIVE);
+        const auto run = [&](context & c, bool evict) {
+            c.decode(random_tokens(200, 11), 0);
+            if (evict) {
+                evict_randomly(c.cache, 5, 0.3);
+            }
+            auto logits = c.decode(random_tokens(30, 12), 200);
+            for (int32_t i = 0; i < 6; i++) { // llama.cpp reuses its graph
+                const auto row = c.decode({(llama_token) (40 + i)}, 230 + i);
+                logits.insert(logits.end(), row.begin(), row.end());
+                for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) {
+                    const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 1, 21}};
+                    CHECK(kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
+                }
+            }
+            return logits;
+        };
+        const auto   a = run(evicting, true), b = run(evicting_cpu, true), kept = run(all, false), kept_cpu = run(all_cpu, false);
+        const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(kept_cpu, kept, ours.n_vocab), effect = mean_kl(kept, a, ours.n_vocab);
+        printf("  evicted: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", kl, noise, effect);
+        CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "%s: KL %.3e over the same sets, %.3e keeping all, effect %.3e", name.c_str(), kl, noise, effect);
+        const int32_t bounds[] = {1, 16, 100};
+        const kvasir_statistic_params counted = {bounds, 3, 250, 0};
+        context counting(m.ours, params, true, path), counting_cpu(cpu.model, params, true, NATIVE);
+        const sums x = statistic(counting, 1, counted), y = statistic(counting_cpu, 1, counted);
+        compare_sums("buckets", x.buckets, y.buckets, WEIGHTS_ELSEWHERE);
+        compare_sums("scores", x.scores, y.scores, WEIGHTS_ELSEWHERE);
+    }
+}
+
 void test_types() {
     synthetic_model shape;
     shape.n_layer = 2;
@@ -353,9 +420,6 @@ void test_rewritten() {
 // ---- whatever comes ----
 
 uint32_t seed = std::random_device{}();
-
-// the share of all weights that may lie elsewhere: K and Q are rounded to f16 here, and activations on the way here
-const double WEIGHTS_ELSEWHERE = 0.01;
 
 void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance) {
     double difference = 0, total = 0;
@@ -771,10 +835,6 @@ void test_captures() {
 
 // ---- statistic ----
 
-struct sums {
-    std::vector<float> buckets, recent, scores;
-};
-
 // What is brought of all heads at once, and read after the next token and evictions, against what a twin reads of one head
 // after the other before them.
 void test_fetch() {
@@ -1048,7 +1108,7 @@ int main(int argc, char ** argv) {
         std::function<void()> run;
         bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
-    const test tests[] = {{"shapes", test_shapes, false}, {"latent", test_latent, true}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
+    const test tests[] = {{"shapes", test_shapes, false}, {"head dims", test_head_dims, false}, {"latent", test_latent, true}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"buffers", test_buffers, false}, {"missed", test_missed, false}, {"split", test_split, false}};

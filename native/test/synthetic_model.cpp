@@ -114,6 +114,24 @@ void write_gemma2(writer & w, const std::string & b) {
     w.norm(b + "post_ffw_norm.weight", w.m.n_embd);
 }
 
+void write_gemma4(writer & w, const std::string & b, bool sliding) {
+    const synthetic_model & m   = w.m;
+    const int32_t           dim = sliding ? m.head_dim_swa : m.head_dim;
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * dim);
+    w.matrix(b + "attn_k.weight", m.n_embd, m.n_head_kv * dim);
+    w.matrix(b + "attn_v.weight", m.n_embd, m.n_head_kv * dim);
+    w.matrix(b + "attn_output.weight", m.n_head * dim, m.n_embd);
+    w.tensor(b + "attn_q_norm.weight", 0.02f, dim, 1, 1, 1.6f / std::sqrt((float) dim)); // logits are not scaled
+    w.norm(b + "attn_k_norm.weight", dim);
+    w.norm(b + "post_attention_norm.weight", m.n_embd);
+    w.norm(b + "ffn_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_gate.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_up.weight", m.n_embd, m.n_ff);
+    w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
+    w.norm(b + "post_ffw_norm.weight", m.n_embd);
+}
+
 void write_mpt(writer & w, const std::string & b) {
     const synthetic_model & m = w.m;
     w.norm(b + "attn_norm.weight", m.n_embd);
@@ -310,6 +328,18 @@ void synthetic_model::write(const std::string & path) const {
         w.real("attn_logit_softcapping", 20.0f);
         w.real("final_logit_softcapping", 30.0f);
         w.number("attention.sliding_window", n_swa);
+    } else if (a == "gemma4") {
+        std::vector<int8_t> sliding;
+        for (int32_t i = 0; i < n_layer; i++) {
+            sliding.push_back(i % 2 == 0);
+        }
+        gguf_set_arr_data(w.gguf, w.key("attention.sliding_window_pattern").c_str(), GGUF_TYPE_BOOL, sliding.data(), sliding.size());
+        w.number("attention.sliding_window", n_swa);
+        w.number("attention.key_length_swa", head_dim_swa);
+        w.number("attention.value_length_swa", head_dim_swa);
+        w.number("rope.dimension_count_swa", head_dim_swa);
+        w.number("embedding_length_per_layer_input", 0);
+        w.tensor("rope_freqs.weight", 0.1f, head_dim / 2, 1, 1, 1.0f);
     } else if (a == "gpt-oss") {
         w.number("attention.sliding_window", n_swa);
         w.number("expert_count", N_EXPERT);
@@ -368,7 +398,7 @@ void synthetic_model::write(const std::string & path) const {
             write_qwen(w, b, i);
             continue;
         }
-        a == "falcon-h1" ? write_falcon_h1(w, b) : a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
+        a == "gemma4" ? write_gemma4(w, b, i % 2 == 0) : a == "falcon-h1" ? write_falcon_h1(w, b) : a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
             : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
     }
     if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {

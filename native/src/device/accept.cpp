@@ -121,6 +121,17 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
     return true;
 }
 
+// ggml's own conversions, for the types that have blocks. Once: the threads of another context may be using them.
+static void set_row_functions() {
+    static const bool set = [] {
+        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1}) {
+            rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
+        }
+        return true;
+    }();
+    (void) set;
+}
+
 static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     side * k = side_of(node->src[1]);
     side * v = side_of(node->src[2]);
@@ -151,10 +162,7 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
                         llama().ggml_type_name(k->tensor->type), llama().ggml_type_name(v->tensor->type), l.il);
         return false;
     }
-    for (side * s : {k, v}) { // ggml's own conversions, for the types that have blocks
-        const ggml_type type = s->tensor->type;
-        rows_set_functions(type, {llama().type_traits_cpu(type)->from_float, llama().ggml_get_type_traits(type)->to_float});
-    }
+    set_row_functions();
     if (!l.configured() && !configure(l, n_head, n_head_kv, dim_k, dim_v, latent, reason)) {
         return false;
     }

@@ -20,8 +20,9 @@ int64_t now_ns() {
 
 // ---- taking the nodes over ----
 
-// Kvasir's kernels, and rows that the host cannot address
-static bool on_gpu(const layer & l) { return l.attention == KVASIR_ATTENTION_NATIVE && !l.rows->host(true, 0); }
+// Layers of one device may have different paths: there are no kernels for some head dims. What a layer's is, its rows say.
+static bool has(const layer & l, row_kind kind) { return l.rows && l.rows->kind() == kind; }
+static bool on_gpu(const layer & l) { return has(l, row_kind::PAGES); }
 
 static void note_time(store_node & n, int64_t begin) {
     int64_t none = 0;
@@ -238,10 +239,11 @@ void store_graph::append(layer & l, const placement & p, bool is_k) {
         }
         return;
     }
-    l.append(p);
     if (on_gpu(l)) {
-        unwritten_.push_back(&l); // while the GPU computes
-    } else {
+        unwritten_.push_back(&l); // while the GPU computes; before the slots are counted, as it may fail
+    }
+    l.append(p);
+    if (!on_gpu(l)) {
         l.write_placed();
     }
 }
@@ -258,7 +260,7 @@ void store_graph::prepare_append(const found_node & f) {
     layer &       l     = *f.l;
     const int64_t n     = f.node->src[0]->ne[1];
     const void *  cells = cells_of(f);
-    // a model without rotary positions (ALiBi, learned positions) fills the cells of its one sequence in order
+    // where no layer has rotary positions (ALiBi, learned positions) a sequence fills cells in order
     const auto * positions = f.positions ? (const int32_t *) host_data(f.positions) : nullptr;
     if (s->is_k) {
         l.query_pos.resize((size_t) n);
@@ -292,7 +294,7 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
     const ggml_tensor * q = node->src[0], * k = node->src[1], * mask = node->src[3], * sinks = node->src[4];
     layer &             l = *f.l;
     kvasir_cache &      c = *l.cache;
-    const bool          native = l.attention == KVASIR_ATTENTION_NATIVE;
+    const bool          native = has(l, row_kind::HOST);
     store_node &        x = next();
     x.node = node;
     x.rows = nullptr;
@@ -360,6 +362,8 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
     }
     uid_ = 0;
     found_.clear();
+    paged_.clear();
+    any_buffers_ = false;
     for (int i = 0; i < graph->n_nodes; i++) {
         ggml_tensor * node = graph->nodes[i];
         if (is_view(node->op) || !touches_store(node)) {
@@ -374,6 +378,17 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
         const ggml_tensor * rope = rows && rows->is_k ? find_positions(node->src[0], 8) : nullptr;
         const bool          each = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= node->src[0]->ne[1];
         found_.push_back({i, node, (rows ? rows : side_of(node->src[1]))->owner, rows, each ? rope : nullptr});
+    }
+    // the tokens of a layer without rotary positions have those that they have in other layers
+    const auto turned = std::find_if(found_.begin(), found_.end(), [](const found_node & f) { return f.positions; });
+    for (found_node & f : found_) {
+        if (!f.positions && f.rows && f.rows->is_k && turned != found_.end() && turned->node->src[0]->ne[1] == f.node->src[0]->ne[1]) {
+            f.positions = turned->positions;
+        }
+        any_buffers_ = any_buffers_ || has(*f.l, row_kind::BUFFERS);
+        if (on_gpu(*f.l)) {
+            paged_.push_back(f);
+        }
     }
     uid_ = graph->uid;
 }
@@ -392,9 +407,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     if (found_.empty()) {
         return inner->iface.graph_compute(inner, graph);
     }
-    // all layers of one device have the same path
-    const layer &  l     = *found_.front().l;
-    kvasir_cache & cache = *l.cache;
+    kvasir_cache & cache = *found_.front().l->cache;
     ggml_status    status = GGML_STATUS_FAILED;
     if (refused_graph().cache == &cache) { // and llama.cpp went on
         const graph_refusal refused = std::exchange(refused_graph(), {});
@@ -405,7 +418,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
         cache.begin_graph(*first->l);
     }
     try {
-        if (gpu_ && on_gpu(l) && gpu_->begin(graph) != GGML_STATUS_SUCCESS) {
+        if (gpu_ && !paged_.empty() && !any_buffers_ && gpu_->begin(graph) != GGML_STATUS_SUCCESS) {
             roll_back();
             return GGML_STATUS_FAILED;
         }
@@ -419,7 +432,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
             }
         }
         prepared_ns_ = now_ns();
-        status = on_gpu(l) ? compute_on_gpu(graph) : l.attention == KVASIR_ATTENTION_NATIVE ? compute_native(graph) : compute_portable(graph);
+        status = compute_nodes(graph);
     } catch (...) {
         roll_back();
         throw;
@@ -448,10 +461,20 @@ void store_graph::roll_back() {
     found_.front().l->cache->cancel_micro_batch();
 }
 
-// The nodes become GGML_OP_CUSTOM for as long as the graph runs, so ggml's own threads execute them.
-ggml_status store_graph::compute_native(ggml_cgraph * graph) {
-    for (size_t i = 0; i < used_; i++) {
-        store_node & x = nodes_[i];
+namespace {
+
+// A node is GGML_OP_CUSTOM for as long as the graph runs, so that ggml's own threads execute it. llama.cpp reuses its graphs: whatever
+// happens, the nodes are then as they were.
+class custom_nodes {
+public:
+    ~custom_nodes() {
+        for (store_node * x : nodes_) {
+            x->node->op = x->op;
+            memcpy(x->node->op_params, x->params, sizeof x->params);
+        }
+    }
+    void add(store_node & x) {
+        nodes_.push_back(&x);
         x.op = x.node->op;
         memcpy(x.params, x.node->op_params, sizeof x.params);
         ggml_custom_op_params custom{};
@@ -462,60 +485,91 @@ ggml_status store_graph::compute_native(ggml_cgraph * graph) {
         x.node->op = GGML_OP_CUSTOM;
         memcpy(x.node->op_params, &custom, sizeof custom);
     }
-    const ggml_status status = inner_->iface.graph_compute(inner_, graph);
+
+private:
+    std::vector<store_node *> nodes_;
+};
+
+} // namespace
+
+ggml_status store_graph::compute_nodes(ggml_cgraph * graph) {
+    custom_nodes custom;
     for (size_t i = 0; i < used_; i++) {
-        nodes_[i].node->op = nodes_[i].op;
-        memcpy(nodes_[i].node->op_params, nodes_[i].params, sizeof nodes_[i].params);
+        if (has(*nodes_[i].l, row_kind::HOST)) {
+            custom.add(nodes_[i]);
+        }
     }
-    return status;
+    built_ = 0;
+    return !paged_.empty() ? compute_on_gpu(graph) : any_buffers_ ? compute_portable(graph) : inner_->iface.graph_compute(inner_, graph);
 }
 
+// Layers of the portable path stand in what ggml computes between the layers that have kernels.
 ggml_status store_graph::compute_on_gpu(ggml_cgraph * graph) {
     if (!gpu_) {
         gpu_ = std::make_unique<cuda::cuda_graph>(inner_);
     }
-    const ggml_status status = gpu_->compute(graph, found_, [this](const ggml_tensor * t) { return host_data(t); });
+    const auto host = [this](const ggml_tensor * t) { return host_data(t); };
+    cuda::cuda_graph::between compute_between;
+    if (any_buffers_) {
+        portable().begin(graph);
+        compute_between = [this](const std::vector<ggml_tensor *> & nodes) {
+            build_portable(nodes.data(), nodes.size());
+            return portable().run();
+        };
+    }
+    ggml_status status = gpu_->compute(graph, paged_, host, compute_between);
+    if (any_buffers_ && status == GGML_STATUS_SUCCESS) {
+        status = portable().finish();
+    }
     write_placed();
     return status;
 }
 
-// Another graph is computed in place of llama.cpp's: its nodes, but ggml's operations over each head's rows in place of
-// those over the whole cache.
 ggml_status store_graph::compute_portable(ggml_cgraph * graph) {
+    portable().begin(graph);
+    build_portable(graph->nodes, (size_t) graph->n_nodes);
+    return portable().finish();
+}
+
+portable_attention & store_graph::portable() {
     if (!portable_) {
         portable_ = std::make_unique<portable_attention>(inner_);
     }
-    portable_->begin(graph);
+    return *portable_;
+}
+
+// Another graph is computed in place of llama.cpp's: its nodes, but ggml's operations over each head's rows in place of
+// those over the whole cache.
+void store_graph::build_portable(ggml_tensor * const * nodes, size_t n) {
     std::vector<int64_t> targets; // of an append: [token][KV head]
-    size_t at = 0;
-    for (int i = 0; i < graph->n_nodes; i++) {
-        if (at == used_ || graph->nodes[i] != nodes_[at].node) {
-            portable_->pass(graph->nodes[i]);
+    for (size_t i = 0; i < n; i++) {
+        const bool   ours = built_ < used_ && nodes[i] == nodes_[built_].node;
+        store_node * x    = ours ? &nodes_[built_++] : nullptr;
+        if (!x || !has(*x->l, row_kind::BUFFERS)) {
+            portable_->pass(nodes[i]);
             continue;
         }
-        const store_node & x    = nodes_[at++];
-        layer &            l    = *x.l;
-        auto &             rows = static_cast<device_rows &>(*l.rows);
-        if (!x.rows) {
-            portable_->attend(x.attention, x.node, rows, x.first_head);
+        layer & l    = *x->l;
+        auto &  rows = static_cast<device_rows &>(*l.rows);
+        if (!x->rows) {
+            portable_->attend(x->attention, x->node, rows, x->first_head);
             continue;
         }
         targets.clear();
-        for (int64_t t = 0; t < x.node->src[0]->ne[1]; t++) {
-            const int64_t row    = index_of(x.node->src[1]->type, x.cells, t);
+        for (int64_t t = 0; t < x->node->src[0]->ne[1]; t++) {
+            const int64_t row    = index_of(x->node->src[1]->type, x->cells, t);
             const auto    stream = (int32_t) (row / l.n_cells);
             for (int32_t h = 0; h < l.n_head_kv; h++) {
                 const int     index = l.index(stream, h);
                 const int32_t slot  = l.slot_plus_1[(size_t) index][row % l.n_cells] - 1;
-                targets.push_back(rows.first_row(x.rows->is_k, index) + rows.row(index, slot));
-                if (rows.has_values(x.rows->is_k)) {
+                targets.push_back(rows.first_row(x->rows->is_k, index) + rows.row(index, slot));
+                if (rows.has_values(x->rows->is_k)) {
                     rows.forget_norm(index, slot);
                 }
             }
         }
-        portable_->append(x.node->src[0], rows, x.rows->is_k, l.n_head_kv, targets);
+        portable_->append(x->node->src[0], rows, x->rows->is_k, l.n_head_kv, targets);
     }
-    return portable_->finish();
 }
 
 } // namespace kvasir

@@ -44,10 +44,13 @@ private:
     ggml_backend_t         inner_ = nullptr;
     std::deque<store_node> nodes_; // addresses must stay: userdata of the custom nodes
     size_t                 used_ = 0;
+    size_t                 built_ = 0;           // of nodes_, in the graph that is built for the portable path
     cpu_workspace          workspace_;
     std::unique_ptr<portable_attention> portable_;
     uint64_t               uid_ = 0;             // the graph that found_ belongs to; llama.cpp reuses its graphs
     std::vector<found_node> found_;              // its nodes over the store
+    std::vector<found_node> paged_;              // those of them for the kernels of a GPU
+    bool                   any_buffers_ = false; // some are for the portable path
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
     std::unique_ptr<cuda::cuda_graph> gpu_;
@@ -73,9 +76,11 @@ private:
     void write_placed();
     void prepare_append(const found_node & f);
     void prepare_attention(const found_node & f, int n_threads);
-    ggml_status compute_native(ggml_cgraph * graph);
+    ggml_status compute_nodes(ggml_cgraph * graph);
     ggml_status compute_on_gpu(ggml_cgraph * graph);
     ggml_status compute_portable(ggml_cgraph * graph);
+    portable_attention & portable();
+    void build_portable(ggml_tensor * const * nodes, size_t n);
     void roll_back();
 };
 

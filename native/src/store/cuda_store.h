@@ -154,6 +154,7 @@ public:
     cuda_rows(memory_limit & limit, std::shared_ptr<cuda_store> store, const page_format & format, const layer & l, int n_heads);
     ~cuda_rows() override;
 
+    row_kind kind() const override { return row_kind::PAGES; }
     void   reserve(const int32_t * n) override;
     size_t growth(const int32_t * n) override;
     void   trim() override;

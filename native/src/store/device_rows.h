@@ -20,6 +20,7 @@ public:
     // called. il: the model's layer, for messages.
     device_rows(memory_limit & limit, std::shared_ptr<graph_builder> mover, const row_format & k, const row_format & v, int n_heads, int32_t n_cells, int32_t il);
 
+    row_kind kind() const override { return row_kind::BUFFERS; }
     void   reserve(const int32_t * n) override;
     size_t growth(const int32_t * n) override;
     void   trim() override;

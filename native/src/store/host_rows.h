@@ -12,6 +12,7 @@ class host_rows : public row_memory {
 public:
     host_rows(memory_limit & limit, const row_format & k, const row_format & v, int n_heads, int32_t n_cells); // throws std::bad_alloc
 
+    row_kind kind() const override { return row_kind::HOST; }
     void   reserve(const int32_t * n) override;
     size_t growth(const int32_t * n) override;
     void   keep(int head, const int32_t * slots, int32_t n, int32_t n_before) override;

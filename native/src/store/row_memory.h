@@ -13,10 +13,17 @@
 
 namespace kvasir {
 
+enum class row_kind {
+    HOST,   // host_rows, for the CPU's kernels
+    PAGES,  // cuda::cuda_rows, for the kernels of NVIDIA GPUs
+    BUFFERS // device_rows, for the portable path
+};
+
 class row_memory {
 public:
     explicit row_memory(memory_limit & limit) : limit_(limit) {}
     virtual ~row_memory() { set_row_bytes(0); }
+    virtual row_kind kind() const = 0;
     row_memory(const row_memory &) = delete;
     row_memory & operator=(const row_memory &) = delete;
 

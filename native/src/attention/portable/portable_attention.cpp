@@ -200,6 +200,13 @@ void portable_attention::take_in_weights() {
     }
 }
 
+ggml_status portable_attention::run() {
+    if (status_ == GGML_STATUS_SUCCESS) {
+        status_ = graph_.compute();
+    }
+    return status_;
+}
+
 ggml_status portable_attention::finish() {
     cut();
     return status_;
@@ -359,7 +366,7 @@ void portable_attention::attend_heads(const attention_node & a, const ggml_tenso
     const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * t.n, first_head = kv_head * group;
     const int32_t        n      = rows_read(a, rows, index, stream, kv_head, t.n);
     const attention_node masked = masked_as(a, all);
-    if (!graph_.empty() && graph_.input_bytes() + mask_bytes(masked, n, a.n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
+    if (graph_.input_bytes() > 0 && graph_.input_bytes() + mask_bytes(masked, n, a.n_tokens, t.apart ? t.n : 1) > INPUT_BYTES) {
         cut();
         graph_.reset_memory();
     }

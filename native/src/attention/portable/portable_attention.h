@@ -25,6 +25,8 @@ public:
     // a.q, a.out and a.sinks are addresses of the device and are taken from node; a.mask is the host's copy. head: the
     // index of a.heads[0] in rows.
     void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
+    // Computes what has been built so far, and waits for nothing: what follows may need what another stream computes first.
+    ggml_status run();
     ggml_status finish();
 
 private:

@@ -21,7 +21,12 @@ bool is_view(const ggml_tensor * t) {
     return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
 }
 
-cuda_rows * rows_of(const layer & l) { return static_cast<cuda_rows *>(l.rows.get()); }
+cuda_rows * rows_of(const layer & l) {
+    if (!l.rows || l.rows->kind() != row_kind::PAGES) {
+        throw error(KVASIR_FAILED, format("layer %d has no rows in pages", l.il));
+    }
+    return static_cast<cuda_rows *>(l.rows.get());
+}
 
 event event_of(ggml_backend_event_t e) { return (event) e->context; }
 
@@ -150,7 +155,7 @@ void cuda_graph::find_operations(ggml_cgraph * graph, const std::vector<found_no
             op.l    = found[i].l;
         }
         const bool whole = op.node && !op.k == !op.v && (!op.k || (side_of(op.k)->owner == op.l && side_of(op.v)->owner == op.l)) &&
-                           std::all_of(graph->nodes + op.first, graph->nodes + op.last, [](const ggml_tensor * t) { return is_view(t) || t->op == GGML_OP_SET_ROWS; });
+                           std::all_of(graph->nodes + op.first, graph->nodes + op.last, [&](const ggml_tensor * t) { return is_view(t) || t == op.k || t == op.v; });
         if (!whole) {
             throw error(KVASIR_UNSUPPORTED, format("writes to the KV cache that do not stand before the attention that reads them (%s)", graph->nodes[op.first]->name));
         }
@@ -632,6 +637,9 @@ ggml_status cuda_graph::run_segment(ggml_cgraph * graph, size_t index, bool capt
     if (std::all_of(computed.begin(), computed.end(), is_view)) {
         return GGML_STATUS_SUCCESS;
     }
+    if (between_ && *between_) {
+        return (*between_)(computed);
+    }
     ggml_cgraph segment = *graph;
     segment.size    = 0;
     segment.n_leafs = 0;
@@ -776,11 +784,14 @@ void cuda_graph::settle_addresses() {
 }
 
 ggml_status cuda_graph::begin(ggml_cgraph * graph) {
+    between_ = nullptr;
     begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0] && operations_.front().l->cache->statistic_on == statistic_;
     return begun_ ? run_segment(graph, 0, false) : GGML_STATUS_SUCCESS;
 }
 
-ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host) {
+ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host, const between & compute_between) {
+    between_ = &compute_between;
+    begun_   = begun_ && !compute_between; // another graph than the one that began
     const bool statistic = found.front().l->cache->statistic_on, tracked = tracking_;
     const bool again     = graph->uid != 0 && graph->uid == uid_ && statistic == statistic_;
     if (!again) {

@@ -32,13 +32,16 @@ public:
 
     using inputs = std::function<const void *(const ggml_tensor *)>; // the values of an input of the graph, where the host can read them
 
+    // Computes nodes between two layers of ours in another way than ggml would; none: ggml does.
+    using between = std::function<ggml_status(const std::vector<ggml_tensor *> &)>;
+
     // Before compute: of a graph that was computed before, ggml computes what comes before the first attention while the host
     // prepares the rest.
     ggml_status begin(ggml_cgraph * graph);
 
     // found: the nodes over the store that are no views, in their order; the store's books already count what they append.
     // Throws kvasir::error.
-    ggml_status compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host);
+    ggml_status compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host, const between & compute_between);
 
     // Keeps the rows that are appended alive until the attention of their layer has read them.
     static void optimize(ggml_cgraph * graph, ggml_backend_graph_optimize_params * params);
@@ -97,6 +100,7 @@ private:
     size_t                 track_at_ = 0;
     bool                   tracking_ = false, statistic_ = false;
 
+    const between * between_ = nullptr;       // of the graph that is computed
     bool       begun_ = false;                // the first segment of this graph is on its way
     uint64_t   uid_ = 0;                      // of the graph that operations_ and masks_ describe
     uint64_t   described_ = 0;                // graphs so far
