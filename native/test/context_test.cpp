@@ -10,9 +10,9 @@
 #include <numeric>
 #include <utility>
 
+#include <unistd.h>
 #if defined(__linux__)
 #include <sys/resource.h>
-#include <unistd.h>
 #endif
 
 using namespace kvasir_test;
@@ -308,6 +308,36 @@ void test_memory() {
     printf("  evicted %.0f KiB, the process shrank by %.0f KiB\n", evicted, fell);
     // the slot tables of the evicted slots, 12 bytes each, go too: at most 5% more than K and V
     CHECK(rss < 0 || (fell > 0.98 * evicted && fell < 1.07 * evicted), "evicted %.0f KiB, the process shrank by %.0f KiB", evicted, fell);
+
+    // the table from cell to slot: of cells that a head holds none of nothing stays
+    const auto keep = [&](int32_t first, int32_t step, int32_t n) {
+        std::vector<int32_t> slots((size_t) n);
+        for (int32_t i = 0; i < n; i++) {
+            slots[(size_t) i] = first + step * i;
+        }
+        for (int32_t l = 0; l < 8; l++) {
+            for (int32_t h = 0; h < 8; h++) {
+                CHECK(kvasir_cache_keep(c.cache, l, 0, h, slots.data(), n) == KVASIR_OK, "%s", kvasir_last_error());
+            }
+        }
+    };
+    keep(0, 20, 50); // over all of the cells
+    kvasir_cache_bytes(c.cache, &before);
+    const long spread = resident_kib();
+    keep(40, 1, 10); // the last ones
+    kvasir_cache_bytes(c.cache, &after);
+    const long    page   = sysconf(_SC_PAGESIZE), tables = 8 * 8 * (3000 * 4 / page);
+    const int64_t rows   = before.row_bytes - after.row_bytes;
+    CHECK(before.resident_bytes - rows - after.resident_bytes >= tables * page, "%lld bytes, %lld of the last cells", (long long) before.resident_bytes, (long long) after.resident_bytes);
+    CHECK(rss < 0 || (spread - resident_kib()) * 1024 > (rows + tables * page) * 9 / 10, "the process shrank by %ld KiB", spread - resident_kib());
+    kvasir_head_view view;
+    kvasir_cache_head(c.cache, 3, 0, 5, &view);
+    for (int32_t cell = 0; cell < 3000; cell++) {
+        const int32_t slot = view.slot_plus_1[cell] - 1;
+        CHECK(slot < *view.n_slots && (slot < 0 || view.cell[slot] == cell), "cell %d is said to be in slot %d", cell, slot);
+    }
+    c.decode(random_tokens(20, 4), 3000);
+    CHECK(*view.n_slots == 30 && view.slot_plus_1[view.cell[29]] == 30, "%d slots", *view.n_slots);
 }
 
 void test_limit() {

@@ -18,6 +18,10 @@ static bool in_graph(const ggml_tensor * t) { return buffer_of(t) && buffer_of(t
 // cells, positions and masks; not the activations that one device hands to another
 static bool interesting(const ggml_tensor * t) { return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64 || t->type == GGML_TYPE_F16; }
 
+// The mask of a prompt's micro-batch over a long context takes longer to copy than many a layer to compute, and who has kernels
+// of its own does not look at it: noted only where it has been asked for.
+static bool is_large(const ggml_tensor * t) { return t->type == GGML_TYPE_F16 && llama().ggml_nbytes(t) >= (size_t) 1 << 20; }
+
 void input_mirror::watch(ggml_backend_buffer_t buffer) {
     forget(buffer); // another buffer may have been at this address
     std::lock_guard<std::mutex> lock(mutex_);
@@ -55,7 +59,12 @@ void input_mirror::note(const ggml_tensor * tensor, const void * data, size_t of
     }
     const bool noted = interesting(tensor) && offset == 0 && size == llama().ggml_nbytes(tensor) && guarded([&] {
         std::lock_guard<std::mutex> lock(mutex_);
-        notes_[{buffer_of(tensor), tensor->data}].assign((const char *) data, (const char *) data + size);
+        const key at{buffer_of(tensor), tensor->data};
+        if (is_large(tensor) && asked_.count(at) == 0) {
+            notes_.erase(at);
+            return;
+        }
+        notes_[at].assign((const char *) data, (const char *) data + size);
     }) == KVASIR_OK;
     if (!noted) {
         drop(tensor);
@@ -70,6 +79,7 @@ void input_mirror::drop(const ggml_tensor * tensor) {
 void input_mirror::forget(ggml_backend_buffer_t buffer) {
     std::lock_guard<std::mutex> lock(mutex_);
     notes_.erase(notes_.lower_bound({buffer, nullptr}), notes_.upper_bound({buffer, (const void *) UINTPTR_MAX}));
+    asked_.erase(asked_.lower_bound({buffer, nullptr}), asked_.upper_bound({buffer, (const void *) UINTPTR_MAX}));
 }
 
 const void * input_mirror::find(const ggml_tensor * tensor) const {
@@ -77,7 +87,11 @@ const void * input_mirror::find(const ggml_tensor * tensor) const {
         return nullptr;
     }
     std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = notes_.find({tensor->buffer, tensor->data});
+    const key at{tensor->buffer, tensor->data};
+    if (is_large(tensor)) {
+        asked_.insert(at);
+    }
+    const auto found = notes_.find(at);
     return found != notes_.end() && found->second.size() == llama().ggml_nbytes(tensor) ? found->second.data() : nullptr;
 }
 

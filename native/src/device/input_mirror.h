@@ -11,6 +11,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
 
 namespace kvasir {
@@ -23,7 +24,7 @@ public:
     void note(const ggml_tensor * tensor, const void * data, size_t offset, size_t size);
     void drop(const ggml_tensor * tensor);
     void forget(ggml_backend_buffer_t buffer); // what was noted for it
-    // the tensor's bytes, or nullptr; valid until the tensor is written again
+    // The tensor's bytes, or nullptr; valid until the tensor is written again. A large mask is noted once it has been asked for.
     const void * find(const ggml_tensor * tensor) const;
 
     using set_function  = decltype(ggml_backend_buffer_i::set_tensor);
@@ -39,6 +40,7 @@ private:
     mutable std::mutex                                mutex_;
     std::map<ggml_backend_buffer_type_t, functions>   originals_; // one kind of buffer for each type
     std::map<key, std::vector<char>>                  notes_;
+    mutable std::set<key>                             asked_; // large masks that somebody reads
 
     functions original(ggml_backend_buffer_t buffer) const;
     static void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size);

@@ -22,6 +22,9 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_mem
     max_cell.assign((size_t) n_stream, -1);
     slot_plus_1.assign((size_t) n, nullptr);
     touched_.assign((size_t) n, 0);
+    cells_of_page_ = (int32_t) (page_size() / sizeof(int32_t));
+    table_pages_   = (n_cells + cells_of_page_ - 1) / cells_of_page_;
+    held_cells_.assign((size_t) n * (size_t) table_pages_, 0);
     for (int i = 0; i < n; i++) {
         char * table   = table_.data() + (size_t) i * TABLE_COLUMNS * column_bytes_;
         heads[i].k     = memory->host(true, i);
@@ -41,13 +44,28 @@ float * layer::sums(int index, int32_t column) const {
     return (float *) sums_.memory.data() + ((size_t) index * sums_.per_slot + column) * (size_t) n_cells;
 }
 
+void layer::hold_cell(int index, int32_t cell, int32_t slot) {
+    int32_t & entry = slot_plus_1[(size_t) index][cell];
+    held_cells(index, cell) += entry == 0;
+    entry = slot + 1;
+}
+
+// The cells of a long conversation are many, those that a head goes on holding few.
+void layer::drop_cell(int index, int32_t cell) {
+    slot_plus_1[(size_t) index][cell] = 0;
+    if (--held_cells(index, cell) == 0) {
+        int32_t * page = slot_plus_1[(size_t) index] + cell / cells_of_page_ * cells_of_page_;
+        memory_release(page, page + cells_of_page_); // and reads as zero
+    }
+}
+
 int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     head_store & h     = heads[index];
-    int32_t &    entry = slot_plus_1[index][cell];
+    const int32_t entry = slot_plus_1[index][cell];
     if (entry == 0) {
         const int32_t slot = h.n;
         set_length(index, slot + 1);
-        entry              = slot + 1;
+        hold_cell(index, cell, slot);
         touched_[index]    = std::max(touched_[index], h.n);
         h.cell[slot]       = cell;
         h.pos[slot]        = pos < 0 ? cell : pos;
@@ -121,7 +139,7 @@ void layer::write_placed() {
                 h.cell[slot]  = cell;
                 h.pos[slot]   = query_pos[t];
                 h.score[slot] = 0;
-                slot_plus_1[(size_t) i][cell] = ++slot;
+                hold_cell(i, cell, slot++);
             }
             for (int32_t c = 0; c < sums_.per_slot; c++) {
                 std::fill(sums(i, c) + before_[(size_t) i], sums(i, c) + slot, 0.0f);
@@ -141,7 +159,7 @@ void layer::cancel_append() {
         head_store & h = heads[i];
         while (h.n > before_[i]) {
             set_length((int) i, h.n - 1);
-            slot_plus_1[i][h.cell[h.n]] = 0;
+            drop_cell((int) i, h.cell[h.n]);
         }
         if (touched_[i] > h.n) {
             release_tail((int) i);
@@ -177,8 +195,12 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
     }
     slots_change();
     rows->keep(index, slots, n_slots, old_n);
-    for (int32_t i = 0; i < old_n; i++) {
-        slot_plus_1[index][h.cell[i]] = 0;
+    for (int32_t i = 0, kept = 0; i < old_n; i++) { // first what is dropped, so that no page goes that is needed
+        if (kept < n_slots && slots[kept] == i) {
+            kept++;
+        } else {
+            drop_cell(index, h.cell[i]);
+        }
     }
     h.max_cell = -1;
     for (int32_t i = 0; i < n_slots; i++) {
@@ -203,7 +225,7 @@ void layer::evict(int index, int32_t slot) {
     head_store &  h    = heads[index];
     const int32_t last = h.n - 1;
     slots_change();
-    slot_plus_1[index][h.cell[slot]] = 0;
+    drop_cell(index, h.cell[slot]);
     if (slot != last) {
         rows->move(index, last, slot);
         h.cell[slot]  = h.cell[last];
@@ -253,6 +275,7 @@ void layer::clear() {
         set_length((int) i, 0);
     }
     std::fill(max_cell.begin(), max_cell.end(), -1);
+    std::fill(held_cells_.begin(), held_cells_.end(), 0);
     n_queries = 0;
     if (rows) {
         rows->clear();
@@ -290,7 +313,7 @@ void layer::copy_stream(int32_t from, int32_t to) {
         head_store &       y = heads[(size_t) b];
         const int32_t      before = y.n;
         for (int32_t i = 0; i < y.n; i++) {
-            slot_plus_1[(size_t) b][y.cell[i]] = 0;
+            drop_cell(b, y.cell[i]);
         }
         memcpy(y.cell, x.cell, (size_t) x.n * sizeof *x.cell);
         memcpy(y.pos, x.pos, (size_t) x.n * sizeof *x.pos);
@@ -299,7 +322,7 @@ void layer::copy_stream(int32_t from, int32_t to) {
             memcpy(sums(b, c), sums(a, c), (size_t) x.n * sizeof(float));
         }
         for (int32_t i = 0; i < x.n; i++) {
-            slot_plus_1[(size_t) b][y.cell[i]] = i + 1;
+            hold_cell(b, y.cell[i], i);
         }
         set_length(b, x.n);
         y.max_cell  = x.max_cell;
@@ -315,7 +338,8 @@ size_t layer::resident_bytes() const {
     size_t bytes = rows->resident_bytes();
     for (size_t i = 0; i < heads.size(); i++) {
         const int32_t n = touched_[i];
-        bytes += whole_pages((size_t) n * sizeof(int32_t)) * 3 + whole_pages((size_t) (heads[i].max_cell + 1) * sizeof(int32_t)) +
+        const auto    first = held_cells_.begin() + (ptrdiff_t) (i * (size_t) table_pages_);
+        bytes += whole_pages((size_t) n * sizeof(int32_t)) * 3 + (size_t) std::count_if(first, first + table_pages_, [](int32_t held) { return held > 0; }) * page_size() +
                  (size_t) n * sizeof(float) * (size_t) (sums_.per_slot + sums_aside_.per_slot) + saved_[i].size * sizeof(float);
     }
     return bytes;

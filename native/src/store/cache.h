@@ -116,6 +116,9 @@ private:
     size_t  column_bytes_ = 0;      // one array of one head's table, whole pages
     std::vector<int32_t> touched_;  // [n_stream][n_head_kv] slots whose part of the table is in use, held or not
     std::vector<int32_t> before_;   // [n_stream][n_head_kv] slots at begin_append
+    // [n_stream][n_head_kv][page of slot_plus_1] cells that the head holds there: where it holds none the page goes back
+    std::vector<int32_t> held_cells_;
+    int32_t              cells_of_page_ = 1, table_pages_ = 0;
     struct statistic_sums { // of all heads, while it runs
         mapping memory;
         int32_t per_slot = 0;
@@ -134,6 +137,9 @@ private:
     float * sums(int index, int32_t column) const;
     void    point_to_sums(const statistic & stat);
     void    slots_change();
+    void    hold_cell(int index, int32_t cell, int32_t slot);
+    void    drop_cell(int index, int32_t cell);
+    int32_t & held_cells(int index, int32_t cell) { return held_cells_[(size_t) index * (size_t) table_pages_ + (size_t) (cell / cells_of_page_)]; }
     void    set_length(int index, int32_t n) { heads[(size_t) index].n = lengths[(size_t) index] = n; }
     void    release_tail(int index); // returns the memory of slots >= n
 };
