@@ -2,6 +2,8 @@ package dev.kvasir;
 
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.HashMap;
+import java.util.Map;
 import java.util.Random;
 
 /**
@@ -79,6 +81,62 @@ public final class SyntheticModels {
       }
       model.ones("blk." + layer + ".attn_q_norm.weight", HEAD_DIMENSION);
       model.ones("blk." + layer + ".attn_k_norm.weight", HEAD_DIMENSION);
+    }
+    model.file.write(file);
+    return file;
+  }
+
+  static final int LATENT = 64;
+  static final int LATENT_ROTARY = 32;
+
+  /**
+   * A deepseek2: multi-head latent attention, whose cache has one row of {@link #LATENT} + {@link
+   * #LATENT_ROTARY} elements for each token and layer.
+   */
+  public static Path latent(Path file, int layers) {
+    return latent(file, layers, Map.of());
+  }
+
+  /** The same with other numbers in its header. */
+  static Path latent(Path file, int layers, Map<String, Integer> header) {
+    int queryRank = 48;
+    int plain = 32;
+    int value = 32;
+    SyntheticModels model = new SyntheticModels("deepseek2", layers);
+    Map<String, Integer> numbers = new HashMap<>();
+    numbers.put("leading_dense_block_count", layers);
+    numbers.put("feed_forward_length", FEED_FORWARD);
+    numbers.put("attention.head_count", HEADS);
+    numbers.put("attention.head_count_kv", 1);
+    numbers.put("attention.q_lora_rank", queryRank);
+    numbers.put("attention.kv_lora_rank", LATENT);
+    numbers.put("attention.key_length", LATENT + LATENT_ROTARY);
+    numbers.put("attention.value_length", LATENT);
+    numbers.put("attention.key_length_mla", plain + LATENT_ROTARY);
+    numbers.put("attention.value_length_mla", value);
+    numbers.put("rope.dimension_count", LATENT_ROTARY);
+    numbers.put("expert_count", 2);
+    numbers.put("expert_used_count", 1);
+    numbers.put("expert_shared_count", 1);
+    numbers.put("expert_feed_forward_length", 32);
+    numbers.putAll(header);
+    numbers.forEach(model::put);
+    for (int layer = 0; layer < layers; layer++) {
+      String prefix = "blk." + layer + ".";
+      model.ones(prefix + "attn_norm.weight", EMBEDDING);
+      model.ones(prefix + "attn_q_a_norm.weight", queryRank);
+      model.ones(prefix + "attn_kv_a_norm.weight", LATENT);
+      model.ones(prefix + "ffn_norm.weight", EMBEDDING);
+      model.tensor(prefix + "attn_q_a.weight", 0.1, EMBEDDING, queryRank);
+      int query = HEADS * (plain + LATENT_ROTARY);
+      model.tensor(prefix + "attn_q_b.weight", 0.3, queryRank, query);
+      model.tensor(prefix + "attn_kv_a_mqa.weight", 0.1, EMBEDDING, LATENT + LATENT_ROTARY);
+      model.tensor(prefix + "attn_k_b.weight", 0.1, plain, LATENT, HEADS);
+      model.tensor(prefix + "attn_v_b.weight", 0.1, LATENT, value, HEADS);
+      model.tensor(prefix + "attn_output.weight", 0.1, HEADS * value, EMBEDDING);
+      model.tensor(prefix + "ffn_gate.weight", 0.05, EMBEDDING, FEED_FORWARD);
+      model.tensor(prefix + "ffn_up.weight", 0.05, EMBEDDING, FEED_FORWARD);
+      model.tensor(prefix + "ffn_down.weight", 0.05, FEED_FORWARD, EMBEDDING);
     }
     model.file.write(file);
     return file;

@@ -27,9 +27,10 @@ public final class PlainCache {
     AttentionShape shape = context.model().attention();
     int queryHeads = NativeApi.llama_model_n_head(model);
     int width = queryHeads == 0 ? 0 : NativeApi.llama_model_n_embd(model) / queryHeads;
-    long slotBytes =
-        rowBytes(options.keyType(), shape.keyLength(width))
-            + rowBytes(options.valueType(), shape.valueLength(width));
+    long slotBytes = rowBytes(options.keyType(), shape.keyLength(width));
+    if (!shape.latent()) { // else the values are a part of the keys
+      slotBytes += rowBytes(options.valueType(), shape.valueLength(width));
+    }
     List<HeadUse> heads = new ArrayList<>();
     List<LayerPlace> layers = new ArrayList<>();
     for (int layer = 0; layer < context.model().layers(); layer++) {

@@ -4,12 +4,13 @@ import org.jspecify.annotations.Nullable;
 
 /** What a header says of the KV heads: 0 wherever it does not. */
 public final class AttentionShape {
-  static final AttentionShape UNKNOWN = new AttentionShape(0, null, 0, 0, 0, 0, 0);
+  static final AttentionShape UNKNOWN = new AttentionShape(0, null, 0, 0, false, 0, 0, 0);
 
   private final int layers;
   private final long @Nullable [] kvHeads;
   private final int keyLength;
   private final int valueLength;
+  private final boolean latent;
   private final int rotated;
   private final long sections;
   private final long positionSections;
@@ -19,6 +20,7 @@ public final class AttentionShape {
       long @Nullable [] kvHeads,
       int keyLength,
       int valueLength,
+      boolean latent,
       int rotated,
       long sections,
       long positionSections) {
@@ -26,6 +28,7 @@ public final class AttentionShape {
     this.kvHeads = kvHeads;
     this.keyLength = keyLength;
     this.valueLength = valueLength;
+    this.latent = latent;
     this.rotated = rotated;
     this.sections = sections;
     this.positionSections = positionSections;
@@ -49,6 +52,11 @@ public final class AttentionShape {
   /** Elements of a head's value; {@code otherwise} if unknown. */
   public int valueLength(int otherwise) {
     return valueLength == 0 ? otherwise : valueLength;
+  }
+
+  /** Whether the cache has one latent row for key and value, of a key's length. */
+  public boolean latent() {
+    return latent;
   }
 
   /** Elements of a key that are rotated; {@code otherwise} if unknown. */

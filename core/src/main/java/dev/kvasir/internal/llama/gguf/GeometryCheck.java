@@ -123,9 +123,44 @@ final class GeometryCheck {
             kvHeads == null ? heads : kvHeads,
             (int) Math.max(0, keys),
             (int) Math.max(0, values),
+            latent(keys),
             (int) range("rope.dimension_count", 0, LARGEST_HEAD, 0),
             sections,
             positionSections);
+  }
+
+  /** Whether attention is latent: over rows of a compressed part and a rotated one. */
+  private boolean latent(long rowLength) {
+    long keys = range("attention.key_length_mla", 0, LARGEST_HEAD, 0);
+    long values = range("attention.value_length_mla", 0, LARGEST_HEAD, 0);
+    boolean latent = keys > 0 && values > 0;
+    if (latent && (prefix.equals("deepseek2.") || prefix.equals("mistral4."))) {
+      long rank = range("attention.kv_lora_rank", 1, LARGEST_HEAD, 0);
+      long rotated = range("rope.dimension_count", 0, LARGEST_HEAD, 0);
+      if (keys <= rotated) {
+        throw header.refused(
+            prefix + "attention.key_length_mla",
+            keys,
+            "it must be above rope.dimension_count, which is " + rotated);
+      }
+      if (rowLength != rank + rotated) {
+        throw header.refused(
+            prefix + "attention.key_length",
+            rowLength,
+            "of latent attention it must be the sum of kv_lora_rank and rope.dimension_count, "
+                + (rank + rotated));
+      }
+      long[] kvHeads = perLayer("attention.head_count_kv", MOST_HEADS);
+      for (int layer = 0; kvHeads != null && layer < layers; layer++) {
+        if (kvHeads[layer] != 1) {
+          throw header.refused(
+              prefix + "attention.head_count_kv",
+              kvHeads[layer] + " in layer " + layer,
+              "of latent attention it must be 1");
+        }
+      }
+    }
+    return latent;
   }
 
   /** ggml's rotation takes pairs of elements, and no more than a head has. */
