@@ -180,12 +180,16 @@ struct kvasir_chat_message {
     const char * content;
 };
 
-// 1 when the model's own Jinja template can be rendered by libllama-common, 0 when only llama.cpp's built-in list is there
-KVASIR_API int32_t kvasir_chat_has_jinja(void) KVASIR_NOEXCEPT;
-// Renders the messages with the model's template. *length receives the bytes of the whole text (without a terminating zero);
-// when it is larger than size, buffer holds the first size bytes: call again with a larger one.
-KVASIR_API enum kvasir_status kvasir_chat_apply(const struct llama_model * model, const struct kvasir_chat_message * messages, size_t n_messages,
-        int32_t add_assistant, char * buffer, size_t size, size_t * length) KVASIR_NOEXCEPT;
+enum kvasir_chat_flags {
+    KVASIR_CHAT_GENERATION_PROMPT = 1, // up to where the assistant begins to speak
+    KVASIR_CHAT_TYPED_CONTENT     = 2, // contents are lists of parts, one of type "text" each: some templates know no other
+};
+
+// Renders messages with a Jinja template; bos and eos are the texts of these tokens, or "". *length receives the bytes of the whole
+// text (without a terminating zero); when it is larger than size, buffer holds the first size bytes: call again with a larger one.
+// KVASIR_UNSUPPORTED: the template is malformed, refuses these messages, or exceeds what rendering may cost (see the README).
+KVASIR_API enum kvasir_status kvasir_chat_render(const char * source, const char * bos, const char * eos, const struct kvasir_chat_message * messages,
+        size_t n_messages, int32_t flags, char * buffer, size_t size, size_t * length) KVASIR_NOEXCEPT;
 
 // The recurrent state of a sequence of a recurrent or a hybrid model. llama_memory_seq_rm cannot cut it at a position: it is
 // saved where one may have to go back to, and restored there, which cuts the sequence behind the token that was the last one

@@ -407,19 +407,14 @@ kvasir_status kvasir_recurrent_restore(llama_context * context, int32_t seq, con
     });
 }
 
-int32_t kvasir_chat_has_jinja(void) noexcept { return chat_has_jinja(); }
-
-kvasir_status kvasir_chat_apply(const llama_model * model, const kvasir_chat_message * messages, size_t n_messages, int32_t add_assistant, char * buffer,
-                                size_t size, size_t * length) noexcept {
+kvasir_status kvasir_chat_render(const char * source, const char * bos, const char * eos, const kvasir_chat_message * messages, size_t n_messages, int32_t flags,
+                                 char * buffer, size_t size, size_t * length) noexcept {
     return guarded([&] {
-        require(model && (messages || n_messages == 0) && (buffer || size == 0) && length, "model, messages, buffer or length is NULL");
+        require(source && bos && eos && (messages || n_messages == 0) && (buffer || size == 0) && length, "source, bos, eos, messages, buffer or length is NULL");
         for (size_t i = 0; i < n_messages; i++) {
             require(messages[i].role && messages[i].content, "a message has no role or no content");
         }
-        if (!llama().llama_model_chat_template(model, nullptr)) {
-            throw error(KVASIR_UNSUPPORTED, "the model has no chat template");
-        }
-        const std::string text = chat_apply(model, messages, n_messages, add_assistant != 0);
+        const std::string text = chat_render(source, bos, eos, messages, n_messages, flags);
         *length = text.size();
         std::copy_n(text.data(), std::min(size, text.size()), buffer);
     });

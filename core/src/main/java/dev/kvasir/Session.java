@@ -5,6 +5,8 @@ import dev.kvasir.cache.Full;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.internal.llama.ChatMessage;
 import dev.kvasir.internal.llama.ChatTemplate;
+import dev.kvasir.internal.llama.ChatTokens;
+import dev.kvasir.internal.llama.MessageSpans;
 import dev.kvasir.internal.llama.NativeContext;
 import dev.kvasir.internal.llama.NativeModel;
 import dev.kvasir.internal.llama.PlainCache;
@@ -46,6 +48,7 @@ public final class Session implements AutoCloseable {
   private final @Nullable CacheManager cache;
   private final AtomicReference<@Nullable Thread> inside = new AtomicReference<>();
   private final List<ChatMessage> conversation = new ArrayList<>();
+  private final MessageSpans spans = new MessageSpans();
 
   private int position;
   // Drawn and shown, but not decoded yet: the next step or prompt begins with it.
@@ -88,10 +91,13 @@ public final class Session implements AutoCloseable {
    * Says something to the model, in the chat format that it was trained with. The conversation goes
    * on from the cache as the policy left it: only what is new is prefilled.
    *
-   * <p>Nothing runs before the reply is read.
+   * <p>The message is plain text, whatever it holds: only the chat template makes control tokens.
+   * Nothing runs before the reply is read.
    *
    * @throws ContextFullException if the message does not fit into what is left of the context
-   * @throws UnsupportedModelException if the model has no chat template
+   * @throws TokenizationException if the message cannot be split into tokens
+   * @throws UnsupportedModelException if the model has no chat template, or one that is malformed,
+   *     refuses the conversation, leaves out the message, or takes too much time or memory
    */
   public Reply chat(String userMessage) {
     Objects.requireNonNull(userMessage, "userMessage");
@@ -108,15 +114,15 @@ public final class Session implements AutoCloseable {
                               + model.file()
                               + " has no chat template. Use Session.complete with a text in its format."));
       ChatMessage message = new ChatMessage(ChatMessage.USER, userMessage);
-      String rendered;
+      ChatTokens prompt;
       if (conversation.isEmpty()) {
         List<ChatMessage> opening = new ArrayList<>(systemMessages());
         opening.add(message);
-        rendered = template.opening(opening);
+        prompt = template.opening(opening, begins());
       } else {
-        rendered = template.continuation(conversation, message);
+        prompt = template.continuation(conversation, message, begins());
       }
-      return open(rendered, true, message);
+      return open(prompt, message);
     } finally {
       exit();
     }
@@ -125,7 +131,8 @@ public final class Session implements AutoCloseable {
   /**
    * Continues a raw text, without a chat template. At the start of a session the model's
    * begin-of-sequence token is put first, if it wants one. The text of special tokens is plain text
-   * here: whoever wrote it cannot begin a turn of the system's.
+   * here: whoever wrote it cannot begin a turn of the system's. A text that goes on where other
+   * text ended is split without the space that SentencePiece puts before a text.
    *
    * <p>Nothing runs before the reply is read.
    *
@@ -150,7 +157,12 @@ public final class Session implements AutoCloseable {
     enter();
     try {
       requireNoReply();
-      return open(text, parseSpecial, null);
+      Vocabulary vocabulary = model.vocabulary();
+      int[] tokens =
+          begins()
+              ? vocabulary.tokenize(text, false, parseSpecial)
+              : vocabulary.tokenizeContinuation(text, parseSpecial);
+      return open(new ChatTokens(tokens, List.of()), null);
     } finally {
       exit();
     }
@@ -161,8 +173,13 @@ public final class Session implements AutoCloseable {
     return system == null ? List.of() : List.of(new ChatMessage(ChatMessage.SYSTEM, system));
   }
 
-  private Reply open(String text, boolean parseSpecial, @Nullable ChatMessage message) {
-    int[] tokens = model.vocabulary().tokenize(text, false, parseSpecial);
+  /** Whether a text begins anew here, and does not go on where other text ended. */
+  private boolean begins() {
+    return pending == NONE ? position == 0 : model.vocabulary().beginsAfter(pending);
+  }
+
+  private Reply open(ChatTokens prompt, @Nullable ChatMessage message) {
+    int[] tokens = prompt.tokens();
     int leading = model.vocabulary().leadingToken();
     if (position == 0
         && pending == NONE
@@ -175,6 +192,8 @@ public final class Session implements AutoCloseable {
           "There is nothing to continue: the text is empty, and so is the session");
     }
     requireRoom(tokens.length);
+    int first = position + (pending == NONE ? 0 : 1) + tokens.length - prompt.tokens().length;
+    spans.opened(prompt.spans(), first);
     Reply reply = new Reply(this, tokens, message, options);
     openReply = reply;
     return reply;
@@ -205,6 +224,7 @@ public final class Session implements AutoCloseable {
     }
     sampler.reset();
     conversation.clear();
+    spans.clear();
     position = 0;
     pending = NONE;
     hasLogits = false;
@@ -392,6 +412,11 @@ public final class Session implements AutoCloseable {
     }
   }
 
+  /** Which positions hold the messages of the conversation. */
+  List<ChatTokens.Span> messageSpans() {
+    return spans.all();
+  }
+
   /** The context behind the session, for tests that look at its slots. */
   NativeContext context() {
     return context;
@@ -454,6 +479,7 @@ public final class Session implements AutoCloseable {
         conversation.addAll(systemMessages());
       }
       conversation.add(message);
+      spans.began(position);
     }
   }
 
@@ -461,6 +487,7 @@ public final class Session implements AutoCloseable {
     openReply = null;
     if (message != null) {
       conversation.add(new ChatMessage(ChatMessage.ASSISTANT, text));
+      spans.ended(position + (pending == NONE ? 0 : 1));
     }
   }
 

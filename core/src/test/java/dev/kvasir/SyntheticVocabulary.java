@@ -18,6 +18,7 @@ public final class SyntheticVocabulary {
   private final List<Integer> types = new ArrayList<>();
   private final List<String> merges = new ArrayList<>();
   private String preTokeniser = "";
+  private String chatTemplate = "";
   private int begin = -1;
   private int end = -1;
   private int unknown = -1;
@@ -122,6 +123,12 @@ public final class SyntheticVocabulary {
     return add(text, NORMAL);
   }
 
+  /** Adds the model's chat template. */
+  public SyntheticVocabulary chatTemplate(String source) {
+    chatTemplate = source;
+    return this;
+  }
+
   /** Says that there is no unknown token. */
   public SyntheticVocabulary withoutUnknown() {
     unknown = -1;
@@ -147,6 +154,9 @@ public final class SyntheticVocabulary {
     file.put("tokenizer.ggml.token_type", types.stream().mapToInt(Integer::intValue).toArray());
     if (model.equals("gpt2") || model.equals("gemma4")) {
       file.put("tokenizer.ggml.merges", merges.toArray(String[]::new));
+    }
+    if (!chatTemplate.isEmpty()) {
+      file.put("tokenizer.chat_template", chatTemplate);
     }
     put(file, "bos", begin);
     put(file, "eos", end);

@@ -13378,68 +13378,6 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
-    private static class llama_chat_apply_template {
-        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            NativeApi.C_INT,
-            NativeApi.C_POINTER,
-            NativeApi.C_POINTER,
-            NativeApi.C_LONG,
-            NativeApi.C_BOOL,
-            NativeApi.C_POINTER,
-            NativeApi.C_INT
-        );
-
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_chat_apply_template");
-
-        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
-    }
-
-    /**
-     * Function descriptor for:
-     * {@snippet lang=c :
-     * int32_t llama_chat_apply_template(const char *tmpl, const struct llama_chat_message *chat, size_t n_msg, _Bool add_ass, char *buf, int32_t length)
-     * }
-     */
-    public static FunctionDescriptor llama_chat_apply_template$descriptor() {
-        return llama_chat_apply_template.DESC;
-    }
-
-    /**
-     * Downcall method handle for:
-     * {@snippet lang=c :
-     * int32_t llama_chat_apply_template(const char *tmpl, const struct llama_chat_message *chat, size_t n_msg, _Bool add_ass, char *buf, int32_t length)
-     * }
-     */
-    public static MethodHandle llama_chat_apply_template$handle() {
-        return llama_chat_apply_template.HANDLE;
-    }
-
-    /**
-     * Address for:
-     * {@snippet lang=c :
-     * int32_t llama_chat_apply_template(const char *tmpl, const struct llama_chat_message *chat, size_t n_msg, _Bool add_ass, char *buf, int32_t length)
-     * }
-     */
-    public static MemorySegment llama_chat_apply_template$address() {
-        return llama_chat_apply_template.ADDR;
-    }
-
-    /**
-     * {@snippet lang=c :
-     * int32_t llama_chat_apply_template(const char *tmpl, const struct llama_chat_message *chat, size_t n_msg, _Bool add_ass, char *buf, int32_t length)
-     * }
-     */
-    public static int llama_chat_apply_template(MemorySegment tmpl, MemorySegment chat, long n_msg, boolean add_ass, MemorySegment buf, int length) {
-        var mh$ = llama_chat_apply_template.HANDLE;
-        try {
-            return (int)mh$.invokeExact(tmpl, chat, n_msg, add_ass, buf, length);
-        } catch (Error | RuntimeException ex) {
-           throw ex;
-        } catch (Throwable ex$) {
-           throw new AssertionError("should not reach here", ex$);
-        }
-    }
-
     private static class llama_chat_builtin_templates {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
@@ -17635,65 +17573,30 @@ public class NativeApi extends NativeApi$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
-
-    private static class kvasir_chat_has_jinja {
-        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            NativeApi.C_INT    );
-
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_chat_has_jinja");
-
-        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
-    }
-
-    /**
-     * Function descriptor for:
-     * {@snippet lang=c :
-     * int32_t kvasir_chat_has_jinja()
-     * }
-     */
-    public static FunctionDescriptor kvasir_chat_has_jinja$descriptor() {
-        return kvasir_chat_has_jinja.DESC;
-    }
-
-    /**
-     * Downcall method handle for:
-     * {@snippet lang=c :
-     * int32_t kvasir_chat_has_jinja()
-     * }
-     */
-    public static MethodHandle kvasir_chat_has_jinja$handle() {
-        return kvasir_chat_has_jinja.HANDLE;
-    }
-
-    /**
-     * Address for:
-     * {@snippet lang=c :
-     * int32_t kvasir_chat_has_jinja()
-     * }
-     */
-    public static MemorySegment kvasir_chat_has_jinja$address() {
-        return kvasir_chat_has_jinja.ADDR;
-    }
-
+    private static final int KVASIR_CHAT_GENERATION_PROMPT = (int)1L;
     /**
      * {@snippet lang=c :
-     * int32_t kvasir_chat_has_jinja()
+     * enum kvasir_chat_flags.KVASIR_CHAT_GENERATION_PROMPT = 1
      * }
      */
-    public static int kvasir_chat_has_jinja() {
-        var mh$ = kvasir_chat_has_jinja.HANDLE;
-        try {
-            return (int)mh$.invokeExact();
-        } catch (Error | RuntimeException ex) {
-           throw ex;
-        } catch (Throwable ex$) {
-           throw new AssertionError("should not reach here", ex$);
-        }
+    public static int KVASIR_CHAT_GENERATION_PROMPT() {
+        return KVASIR_CHAT_GENERATION_PROMPT;
+    }
+    private static final int KVASIR_CHAT_TYPED_CONTENT = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_chat_flags.KVASIR_CHAT_TYPED_CONTENT = 2
+     * }
+     */
+    public static int KVASIR_CHAT_TYPED_CONTENT() {
+        return KVASIR_CHAT_TYPED_CONTENT;
     }
 
-    private static class kvasir_chat_apply {
+    private static class kvasir_chat_render {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
             NativeApi.C_POINTER,
             NativeApi.C_POINTER,
             NativeApi.C_LONG,
@@ -17703,7 +17606,7 @@ public class NativeApi extends NativeApi$shared {
             NativeApi.C_POINTER
         );
 
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_chat_apply");
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_chat_render");
 
         public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
     }
@@ -17711,42 +17614,42 @@ public class NativeApi extends NativeApi$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_chat_apply(const struct llama_model *model, const struct kvasir_chat_message *messages, size_t n_messages, int32_t add_assistant, char *buffer, size_t size, size_t *length)
+     * enum kvasir_status kvasir_chat_render(const char *source, const char *bos, const char *eos, const struct kvasir_chat_message *messages, size_t n_messages, int32_t flags, char *buffer, size_t size, size_t *length)
      * }
      */
-    public static FunctionDescriptor kvasir_chat_apply$descriptor() {
-        return kvasir_chat_apply.DESC;
+    public static FunctionDescriptor kvasir_chat_render$descriptor() {
+        return kvasir_chat_render.DESC;
     }
 
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_chat_apply(const struct llama_model *model, const struct kvasir_chat_message *messages, size_t n_messages, int32_t add_assistant, char *buffer, size_t size, size_t *length)
+     * enum kvasir_status kvasir_chat_render(const char *source, const char *bos, const char *eos, const struct kvasir_chat_message *messages, size_t n_messages, int32_t flags, char *buffer, size_t size, size_t *length)
      * }
      */
-    public static MethodHandle kvasir_chat_apply$handle() {
-        return kvasir_chat_apply.HANDLE;
+    public static MethodHandle kvasir_chat_render$handle() {
+        return kvasir_chat_render.HANDLE;
     }
 
     /**
      * Address for:
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_chat_apply(const struct llama_model *model, const struct kvasir_chat_message *messages, size_t n_messages, int32_t add_assistant, char *buffer, size_t size, size_t *length)
+     * enum kvasir_status kvasir_chat_render(const char *source, const char *bos, const char *eos, const struct kvasir_chat_message *messages, size_t n_messages, int32_t flags, char *buffer, size_t size, size_t *length)
      * }
      */
-    public static MemorySegment kvasir_chat_apply$address() {
-        return kvasir_chat_apply.ADDR;
+    public static MemorySegment kvasir_chat_render$address() {
+        return kvasir_chat_render.ADDR;
     }
 
     /**
      * {@snippet lang=c :
-     * enum kvasir_status kvasir_chat_apply(const struct llama_model *model, const struct kvasir_chat_message *messages, size_t n_messages, int32_t add_assistant, char *buffer, size_t size, size_t *length)
+     * enum kvasir_status kvasir_chat_render(const char *source, const char *bos, const char *eos, const struct kvasir_chat_message *messages, size_t n_messages, int32_t flags, char *buffer, size_t size, size_t *length)
      * }
      */
-    public static int kvasir_chat_apply(MemorySegment model, MemorySegment messages, long n_messages, int add_assistant, MemorySegment buffer, long size, MemorySegment length) {
-        var mh$ = kvasir_chat_apply.HANDLE;
+    public static int kvasir_chat_render(MemorySegment source, MemorySegment bos, MemorySegment eos, MemorySegment messages, long n_messages, int flags, MemorySegment buffer, long size, MemorySegment length) {
+        var mh$ = kvasir_chat_render.HANDLE;
         try {
-            return (int)mh$.invokeExact(model, messages, n_messages, add_assistant, buffer, size, length);
+            return (int)mh$.invokeExact(source, bos, eos, messages, n_messages, flags, buffer, size, length);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

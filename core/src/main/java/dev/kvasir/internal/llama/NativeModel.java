@@ -66,7 +66,6 @@ public final class NativeModel implements AutoCloseable {
     this.adaptive = adaptive;
     this.state = new HandleState(this::free);
     String template = template(model);
-    this.chatTemplate = template == null ? null : new ChatTemplate(model, template);
     this.description = describe(model);
     this.parameters = NativeApi.llama_model_n_params(model);
     this.bytes = NativeApi.llama_model_size(model);
@@ -76,6 +75,11 @@ public final class NativeModel implements AutoCloseable {
     this.recurrent =
         NativeApi.llama_model_is_recurrent(model) || NativeApi.llama_model_is_hybrid(model);
     this.vocabulary = new Vocabulary(NativeApi.llama_model_get_vocab(model));
+    this.chatTemplate =
+        template == null
+            ? null
+            : new ChatTemplate(
+                new Jinja(template, vocabulary.beginText(), vocabulary.endText()), vocabulary);
   }
 
   private void free() {
@@ -329,16 +333,33 @@ public final class NativeModel implements AutoCloseable {
   /** What the policies want to know of tokens; while the model is held. */
   public synchronized TokenKinds tokenKinds() {
     if (tokenKinds == null) {
-      int[][] markers = chatTemplate == null ? new int[0][] : chatTemplate.markers(vocabulary);
-      tokenKinds = new ModelTokenKinds(vocabulary, markers);
+      tokenKinds = new ModelTokenKinds(vocabulary, chatTemplate);
     }
     return tokenKinds;
   }
 
-  private record ModelTokenKinds(Vocabulary vocabulary, int[][] markers) implements TokenKinds {
+  /** The template is rendered when its markers are asked for, and not before. */
+  private static final class ModelTokenKinds implements TokenKinds {
+    private final Vocabulary vocabulary;
+    private final @Nullable ChatTemplate template;
+    private int @Nullable [][] markers;
+
+    ModelTokenKinds(Vocabulary vocabulary, @Nullable ChatTemplate template) {
+      this.vocabulary = vocabulary;
+      this.template = template;
+    }
+
     @Override
     public byte kindOf(int token) {
       return vocabulary.kindOf(token);
+    }
+
+    @Override
+    public synchronized int[][] markers() {
+      if (markers == null) {
+        markers = template == null ? new int[0][] : template.markers();
+      }
+      return markers;
     }
   }
 

@@ -11,6 +11,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
+import org.jspecify.annotations.Nullable;
 
 /**
  * A model's vocabulary. The bytes and attributes of its entries are copied once, so that looking at
@@ -29,14 +30,22 @@ public final class Vocabulary implements AutoCloseable {
   private final byte[] flags;
   private final byte[] kinds;
   private final int bos;
+  private final int eos;
   private final boolean addBos;
+  private final boolean prefixes;
+  private @Nullable TemplateTokens special;
+  private @Nullable Separator separator;
 
   Vocabulary(MemorySegment vocab) {
     this.vocab = vocab;
     this.tokenizer = tokenizer(vocab);
     int size = NativeApi.llama_vocab_n_tokens(vocab);
     this.bos = NativeApi.llama_vocab_bos(vocab);
+    this.eos = NativeApi.llama_vocab_eos(vocab);
     this.addBos = NativeApi.llama_vocab_get_add_bos(vocab) && bos >= 0;
+    int type = NativeApi.llama_vocab_type(vocab);
+    this.prefixes =
+        type == NativeApi.LLAMA_VOCAB_TYPE_SPM() || type == NativeApi.LLAMA_VOCAB_TYPE_UGM();
     this.offsets = new int[size + 1];
     this.flags = new byte[size];
     this.kinds = new byte[size];
@@ -129,7 +138,7 @@ public final class Vocabulary implements AutoCloseable {
         kinds[token] = TokenKinds.PUNCTUATION;
       }
     }
-    for (int token : new int[] {bos, NativeApi.llama_vocab_eos(vocab)}) {
+    for (int token : new int[] {bos, eos}) {
       if (token >= 0) {
         kinds[token] = TokenKinds.SPECIAL;
       }
@@ -172,6 +181,32 @@ public final class Vocabulary implements AutoCloseable {
     return addBos ? bos : -1;
   }
 
+  /** The text of the beginning-of-sequence token; empty without one. */
+  String beginText() {
+    return bos < 0 ? "" : textOf(bos);
+  }
+
+  /** The text of the end-of-sequence token; empty without one. */
+  String endText() {
+    return eos < 0 ? "" : textOf(eos);
+  }
+
+  /** What llama.cpp finds in a text before anything else. */
+  synchronized TemplateTokens special() {
+    if (special == null) {
+      special = new TemplateTokens(vocab, size());
+    }
+    return special;
+  }
+
+  /**
+   * Whether a text that follows the token begins anew: SentencePiece puts a space before what
+   * follows a control token or a user-defined one.
+   */
+  public boolean beginsAfter(int token) {
+    return special().contains(token);
+  }
+
   /** Whether the token ends a generation. */
   public boolean isEndOfGeneration(int token) {
     return (flags[token] & END_OF_GENERATION) != 0;
@@ -199,6 +234,11 @@ public final class Vocabulary implements AutoCloseable {
    */
   public byte[] bytesOf(int token) {
     return Arrays.copyOfRange(bytes, offsets[token], offsets[token + 1]);
+  }
+
+  /** Number of bytes of a token's text. */
+  int length(int token) {
+    return offsets[token + 1] - offsets[token];
   }
 
   /** The text of a token; bytes that are no UTF-8 become U+FFFD. */
@@ -230,6 +270,24 @@ public final class Vocabulary implements AutoCloseable {
       }
       return tokens.asSlice(0, found * Integer.BYTES).toArray(ValueLayout.JAVA_INT);
     }
+  }
+
+  /**
+   * As {@link #tokenize}, for a text that goes on where other text ended: without the space that
+   * SentencePiece and unigram vocabularies put before a text.
+   *
+   * @throws TokenizationException if it is too long, or the vocabulary has no token for a part
+   */
+  public int[] tokenizeContinuation(String text, boolean parseSpecial) {
+    if (!prefixes || text.isEmpty()) {
+      return tokenize(text, false, parseSpecial);
+    }
+    synchronized (this) {
+      if (separator == null) {
+        separator = new Separator(this);
+      }
+    }
+    return separator.split(text, parseSpecial);
   }
 
   private void split(

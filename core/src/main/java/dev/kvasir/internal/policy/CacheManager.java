@@ -110,7 +110,7 @@ public final class CacheManager {
     }
     scratches = new HeadPolicy.Scratch[ForkJoinPool.getCommonPoolParallelism() + 1];
     Arrays.setAll(scratches, i -> new HeadPolicy.Scratch());
-    log = new TokenLog(kinds, sinks, capacity);
+    log = new TokenLog(keepsAll ? new Unmarked(kinds) : kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
     CellMap base = null;
     CellMap sliding = null;
@@ -122,6 +122,19 @@ public final class CacheManager {
         base = base == null ? newCellMap(l, capacity) : base;
         cells[l] = base;
       }
+    }
+  }
+
+  /** Where everything is kept nobody asks for markers, and no template is rendered for them. */
+  private record Unmarked(TokenKinds kinds) implements TokenKinds {
+    @Override
+    public byte kindOf(int token) {
+      return kinds.kindOf(token);
+    }
+
+    @Override
+    public int[][] markers() {
+      return new int[0][];
     }
   }
 

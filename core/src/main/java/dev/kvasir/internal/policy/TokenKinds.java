@@ -27,7 +27,7 @@ public interface TokenKinds {
   /**
    * The chat template's marker sequences, for example the tokens of {@code
    * <|im_start|>assistant\n}: wherever one occurs in the token stream, all of its tokens are
-   * special. Read once.
+   * special. Read once, with the first token: the template is rendered for it.
    */
   int[][] markers();
 }

@@ -1,6 +1,7 @@
 package dev.kvasir.internal.policy;
 
 import java.util.Arrays;
+import org.jspecify.annotations.Nullable;
 
 /** The tokens of the sequence by position, and why a policy might keep each for its own sake. */
 final class TokenLog {
@@ -14,7 +15,7 @@ final class TokenLog {
   static final byte SINK = 4;
 
   private final TokenKinds kinds;
-  private final int[][] markers;
+  private int @Nullable [][] markers;
   private final int sinks;
   private int[] tokens;
   private byte[] flags;
@@ -29,7 +30,6 @@ final class TokenLog {
     this.tokens = new int[capacity];
     this.flags = new byte[capacity];
     this.kinds = kinds;
-    this.markers = kinds.markers();
     this.sinks = sinks;
   }
 
@@ -53,6 +53,9 @@ final class TokenLog {
     tokens[length] = token;
     flags[length] = (byte) (kinds.kindOf(token) | (length < sinks ? SINK : 0));
     length++;
+    if (markers == null) {
+      markers = kinds.markers();
+    }
     for (var marker : markers) {
       if (endsWith(marker)) {
         for (int i = length - marker.length; i < length; i++) {
