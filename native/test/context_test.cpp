@@ -622,6 +622,12 @@ void test_refusals() {
         model_file m(shape);
         expect(KVASIR_UNSUPPORTED, "recurrent", m.ours, context_params());
     }
+    {
+        synthetic_model shape;
+        shape.arch = "grok"; shape.n_head = 2;
+        model_file m(shape);
+        expect(KVASIR_UNSUPPORTED, "plain attention", m.ours, context_params());
+    }
     ggml_backend_device * device = nullptr;
     CHECK(kvasir_device("Nonesuch0", &device) == KVASIR_INVALID_ARGUMENT && strstr(kvasir_last_error(), "CPU"), "%s", kvasir_last_error());
 }

@@ -135,48 +135,50 @@ void test_shapes() {
 
 // V is a part of K's rows: by ggml's kernels everywhere but on the CPU, with what is evicted against ours there
 void test_latent() {
-    const std::pair<int32_t, int32_t> rows[] = {{64, 32}, {512, 64}};
-    for (const auto & [latent, rope_dim] : rows) {
-        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
-            synthetic_model shape;
-            shape.arch = "deepseek2"; shape.n_head = 16; shape.n_head_kv = 1; shape.n_layer = 2; shape.latent = latent; shape.rope_dim = rope_dim;
-            model_file m(shape);
-            llama_context_params params = context_params();
-            params.type_k = params.type_v = type;
-            const std::string name = "latent rows of " + std::to_string(shape.dim_k()) + ", " + ggml_type_name(type);
-            if (refused(m, params, name.c_str(), shape.dim_k(), shape.n_head, 0, shape.dim_v())) {
-                continue;
-            }
-            context stock(m.stock, params, false), ours(m.ours, params, true, path);
-            const auto reference = steps(stock), logits = steps(ours);
-            if (type == GGML_TYPE_F16) {
-                check_device(name.c_str(), logits, reference, noise_of(m, params, reference, steps), stock.n_vocab);
-            }
-            CHECK(!on_cpu || logits == reference, "%s: not bit-identical", name.c_str());
-            kvasir_layer_info info;
-            CHECK(kvasir_cache_layer(ours.cache, 1, &info) == KVASIR_OK && device_name == info.device && info.attention == PORTABLE && info.slot_bytes == (int64_t) ggml_row_size(type, shape.dim_k()),
-                  "layer 1: %s, path %d, %lld bytes a slot", info.device, info.attention, (long long) info.slot_bytes);
-            cpu_model cpu(m);
-            context   reduced(m.ours, params, true, path), on_host(cpu.model, params, true, NATIVE), kept(m.ours, params, true, path), all(cpu.model, params, true, NATIVE);
-            const auto run = [&](context & c, bool evict) {
-                c.decode(random_tokens(300, 11), 0);
-                if (evict) {
-                    evict_randomly(c.cache, 5, 0.5);
-                }
-                auto more = c.decode(random_tokens(30, 12), 300);
-                for (int32_t i = 0; i < 4; i++) {
-                    const kvasir_eviction single[] = {{0, 0, 0, 60 + i}, {1, 0, 0, 21}};
-                    CHECK(!evict || kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
-                    const auto row = c.decode({(llama_token) (40 + i)}, 330 + i);
-                    more.insert(more.end(), row.begin(), row.end());
-                }
-                return more;
-            };
-            const auto   a = run(reduced, true), b = run(on_host, true), full = run(kept, false), full_cpu = run(all, false);
-            const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
-            printf("  %-44s evicted: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", name.c_str(), kl, noise, effect);
-            CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "%s: KL %.3e over the same sets, %.3e keeping all, effect %.3e", name.c_str(), kl, noise, effect);
+    const struct {
+        int32_t   latent, rope_dim;
+        ggml_type type;
+    } cases[] = {{512, 64, GGML_TYPE_F16}, {64, 32, GGML_TYPE_Q8_0}};
+    for (const auto & [latent, rope_dim, kv_type] : cases) {
+        const ggml_type type = kv_type;
+        synthetic_model shape;
+        shape.arch = "deepseek2"; shape.n_head = 16; shape.n_head_kv = 1; shape.n_layer = 2; shape.latent = latent; shape.rope_dim = rope_dim;
+        model_file m(shape);
+        llama_context_params params = context_params();
+        params.type_k = params.type_v = type;
+        const std::string name = "latent rows of " + std::to_string(shape.dim_k()) + ", " + ggml_type_name(type);
+        if (refused(m, params, name.c_str(), shape.dim_k(), shape.n_head, 0, shape.dim_v())) {
+            continue;
         }
+        context stock(m.stock, params, false), ours(m.ours, params, true, path);
+        const auto reference = steps(stock), logits = steps(ours);
+        if (type == GGML_TYPE_F16) {
+            check_device(name.c_str(), logits, reference, noise_of(m, params, reference, steps), stock.n_vocab);
+        }
+        CHECK(!on_cpu || logits == reference, "%s: not bit-identical", name.c_str());
+        kvasir_layer_info info;
+        CHECK(kvasir_cache_layer(ours.cache, 1, &info) == KVASIR_OK && device_name == info.device && info.attention == PORTABLE && info.slot_bytes == (int64_t) ggml_row_size(type, shape.dim_k()),
+              "layer 1: %s, path %d, %lld bytes a slot", info.device, info.attention, (long long) info.slot_bytes);
+        cpu_model cpu(m);
+        context   reduced(m.ours, params, true, path), on_host(cpu.model, params, true, NATIVE), kept(m.ours, params, true, path), all(cpu.model, params, true, NATIVE);
+        const auto run = [&](context & c, bool evict) {
+            c.decode(random_tokens(300, 11), 0);
+            if (evict) {
+                evict_randomly(c.cache, 5, 0.5);
+            }
+            auto more = c.decode(random_tokens(30, 12), 300);
+            for (int32_t i = 0; i < 4; i++) {
+                const kvasir_eviction single[] = {{0, 0, 0, 60 + i}, {1, 0, 0, 21}};
+                CHECK(!evict || kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
+                const auto row = c.decode({(llama_token) (40 + i)}, 330 + i);
+                more.insert(more.end(), row.begin(), row.end());
+            }
+            return more;
+        };
+        const auto   a = run(reduced, true), b = run(on_host, true), full = run(kept, false), full_cpu = run(all, false);
+        const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(full_cpu, full, ours.n_vocab), effect = mean_kl(full, a, ours.n_vocab);
+        printf("  %-44s evicted: KL to the CPU's kernels %.2e, keeping all %.2e; effect %.2e\n", name.c_str(), kl, noise, effect);
+        CHECK(kl <= 3 * noise + NOISE_FLOOR && kl < 0.02 * effect, "%s: KL %.3e over the same sets, %.3e keeping all, effect %.3e", name.c_str(), kl, noise, effect);
     }
 }
 
@@ -196,7 +198,7 @@ void test_head_dims() {
     const std::pair<int32_t, int32_t> dims[] = {{64, 40}, {40, 64}, {128, 64}, {40, 112}};
     for (const auto & [sliding, full] : dims) {
         if (on_cpu && sliding == 128) {
-            continue; // all head dims are one path there
+        continue; // all head dims are one path there
         }
         synthetic_model shape;
         shape.arch = "gemma4"; shape.n_head = 4; shape.n_head_kv = 2; shape.n_layer = 4; shape.n_swa = 96; shape.head_dim = full; shape.head_dim_swa = sliding;
@@ -205,34 +207,34 @@ void test_head_dims() {
         cpu_model  cpu(m);
         llama_context_params params = context_params();
         if (refused(m, params, name.c_str(), sliding, 2) || refused(m, params, name.c_str(), full, 2)) {
-            continue;
+        continue;
         }
         context stock(m.stock, params, false), ours(m.ours, params, true, path);
         const auto reference = steps(stock);
         check_device(name.c_str(), steps(ours), reference, noise_of(m, params, reference, steps), stock.n_vocab, false);
         for (int32_t l = 0; l < shape.n_layer; l++) {
-            const int32_t     dim = l % 2 == 0 ? sliding : full;
-            kvasir_layer_info info;
-            CHECK(kvasir_cache_layer(ours.cache, l, &info) == KVASIR_OK && info.layer == l && info.head_dim_k == dim && info.head_dim_v == dim && info.n_swa == (l % 2 == 0) &&
-                  info.attention == path_of(dim, params.type_k, params.type_v), "layer %d: dim %d, n_swa %d, path %d", l, info.head_dim_k, info.n_swa, info.attention);
+        const int32_t     dim = l % 2 == 0 ? sliding : full;
+        kvasir_layer_info info;
+        CHECK(kvasir_cache_layer(ours.cache, l, &info) == KVASIR_OK && info.layer == l && info.head_dim_k == dim && info.head_dim_v == dim && info.n_swa == (l % 2 == 0) &&
+              info.attention == path_of(dim, params.type_k, params.type_v), "layer %d: dim %d, n_swa %d, path %d", l, info.head_dim_k, info.n_swa, info.attention);
         }
         params.swa_full = true; // a cell is a position
         context evicting(m.ours, params, true, path), evicting_cpu(cpu.model, params, true, NATIVE), all(m.ours, params, true, path), all_cpu(cpu.model, params, true, NATIVE);
         const auto run = [&](context & c, bool evict) {
-            c.decode(random_tokens(200, 11), 0);
-            if (evict) {
-                evict_randomly(c.cache, 5, 0.3);
+        c.decode(random_tokens(200, 11), 0);
+        if (evict) {
+            evict_randomly(c.cache, 5, 0.3);
+        }
+        auto logits = c.decode(random_tokens(30, 12), 200);
+        for (int32_t i = 0; i < 6; i++) { // llama.cpp reuses its graph
+            const auto row = c.decode({(llama_token) (40 + i)}, 230 + i);
+            logits.insert(logits.end(), row.begin(), row.end());
+            for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) {
+                const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 1, 21}};
+                CHECK(kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
             }
-            auto logits = c.decode(random_tokens(30, 12), 200);
-            for (int32_t i = 0; i < 6; i++) { // llama.cpp reuses its graph
-                const auto row = c.decode({(llama_token) (40 + i)}, 230 + i);
-                logits.insert(logits.end(), row.begin(), row.end());
-                for (int32_t l = 0; evict && l < kvasir_cache_n_layers(c.cache); l++) {
-                    const kvasir_eviction single[] = {{l, 0, 0, 60}, {l, 0, 1, 21}};
-                    CHECK(kvasir_cache_evict(c.cache, single, 2) == KVASIR_OK, "%s", kvasir_last_error());
-                }
-            }
-            return logits;
+        }
+        return logits;
         };
         const auto   a = run(evicting, true), b = run(evicting_cpu, true), kept = run(all, false), kept_cpu = run(all_cpu, false);
         const double kl = mean_kl(b, a, ours.n_vocab), noise = mean_kl(kept_cpu, kept, ours.n_vocab), effect = mean_kl(kept, a, ours.n_vocab);

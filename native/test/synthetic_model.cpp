@@ -186,6 +186,22 @@ void write_deepseek2(writer & w, const std::string & b) {
     w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
 }
 
+void write_grok(writer & w, const std::string & b) {
+    const synthetic_model & m = w.m;
+    w.norm(b + "attn_norm.weight", m.n_embd);
+    w.matrix(b + "attn_q.weight", m.n_embd, m.n_head * m.head_dim);
+    w.matrix(b + "attn_k.weight", m.n_embd, m.n_head_kv * m.head_dim);
+    w.matrix(b + "attn_v.weight", m.n_embd, m.n_head_kv * m.head_dim);
+    w.matrix(b + "attn_output.weight", m.n_head * m.head_dim, m.n_embd);
+    w.norm(b + "attn_output_norm.weight", m.n_embd);
+    w.norm(b + "ffn_norm.weight", m.n_embd);
+    w.norm(b + "layer_output_norm.weight", m.n_embd);
+    w.matrix(b + "ffn_gate_inp.weight", m.n_embd, N_EXPERT);
+    w.tensor(b + "ffn_gate_exps.weight", 0.1f, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_up_exps.weight", 0.1f, m.n_embd, m.n_ff, N_EXPERT);
+    w.tensor(b + "ffn_down_exps.weight", 0.1f, m.n_ff, m.n_embd, N_EXPERT);
+}
+
 constexpr int32_t CONV = 4, STATE = 16, DT_RANK = 8;
 
 void write_mamba(writer & w, const std::string & b) {
@@ -382,6 +398,10 @@ void synthetic_model::write(const std::string & path) const {
             w.number("expert_feed_forward_length", n_ff);
             w.number("expert_shared_feed_forward_length", n_ff);
         }
+    } else if (a == "grok") {
+        w.number("expert_count", N_EXPERT);
+        w.number("expert_used_count", N_EXPERT);
+        w.number("expert_feed_forward_length", n_ff);
     } else if (a == "mamba") {
         w.number("ssm.conv_kernel", CONV);
         w.number("ssm.inner_size", 2 * n_embd);
@@ -399,7 +419,7 @@ void synthetic_model::write(const std::string & path) const {
             continue;
         }
         a == "gemma4" ? write_gemma4(w, b, i % 2 == 0) : a == "falcon-h1" ? write_falcon_h1(w, b) : a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
-            : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : write_llama(w, b);
+            : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : a == "grok" ? write_grok(w, b) : write_llama(w, b);
     }
     if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {
         fprintf(stderr, "cannot write %s\n", path.c_str());

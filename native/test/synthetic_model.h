@@ -5,7 +5,7 @@
 #include <string>
 
 struct synthetic_model {
-    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; mamba: no attention;
+    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; grok: plain attention only; mamba: no attention;
     // gemma4: two head dims; smollm3: every fourth layer without rotary positions;
     // hybrids of attention and a recurrent state: granitehybrid, nemotron_h, falcon-h1, qwen3next, qwen35
     int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;

@@ -194,6 +194,10 @@ bool accept_node(const ggml_tensor * node, std::string & reason) {
             if (s && node->src[0]->type == GGML_TYPE_F32 && node->src[0]->ne[0] == s->tensor->ne[0]) {
                 return true;
             }
+            if (s && !s->is_k && node->src[0]->ne[0] == 1) {
+                reason = format("the plain attention that llama.cpp computes for this architecture, over single elements of V in place of rows (layer %d)", s->owner->il);
+                return false;
+            }
             break;
         }
         case GGML_OP_FLASH_ATTN_EXT:
