@@ -5,6 +5,7 @@
 #include "kvasir.h"
 
 #include "ggml-backend.h"
+#include "ggml-backend-impl.h"
 #include "llama.h"
 
 #include <dlfcn.h>
@@ -79,6 +80,30 @@ void beside_another(const fs::path & folder) {
     CHECK(kvasir_model_load("no such file", &params, &model) == KVASIR_FAILED && !model, "a function of the other build was called");
 }
 
+// A device of that backend, as far as a proxy asks about it before there is a model.
+void virtual_devices(const fs::path & folder) {
+    static ggml_backend_device device{};
+    static ggml_backend_reg    backend{};
+    backend.api_version         = GGML_BACKEND_API_VERSION;
+    backend.iface.get_name      = [](ggml_backend_reg_t) { return "CUDA"; };
+    backend.iface.get_device_count = [](ggml_backend_reg_t) { return (size_t) 1; };
+    backend.iface.get_device    = [](ggml_backend_reg_t, size_t) { return &device; };
+    device.iface.get_name       = [](ggml_backend_dev_t) { return "CUDA0"; };
+    device.iface.get_description = [](ggml_backend_dev_t) { return "a device that stands in for one"; };
+    device.iface.get_type       = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; };
+    device.reg                  = &backend;
+    load_llama(folder);
+    auto add = (decltype(&ggml_backend_register)) dlsym(load(find(folder, "libggml.")), "ggml_backend_register");
+    CHECK(add != nullptr, "%s", dlerror());
+    add(&backend);
+    ggml_backend_device * proxy = nullptr;
+    CHECK(kvasir_device("CUDA0", &proxy) == KVASIR_OK && proxy, "%s", kvasir_last_error());
+    setenv("GGML_CUDA_DEVICES", "4", 1);
+    proxy = nullptr;
+    CHECK(kvasir_device("CUDA0", &proxy) == KVASIR_UNSUPPORTED && !proxy && strstr(kvasir_last_error(), "GGML_CUDA_DEVICES"), "%s", kvasir_last_error());
+    CHECK(kvasir_device("CPU", &proxy) == KVASIR_OK && proxy, "%s", kvasir_last_error());
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -118,6 +143,8 @@ int main(int argc, char ** argv) {
         dlopen((others / "libggml-global.so").c_str(), RTLD_NOW | RTLD_GLOBAL);
         load_llama(folder);
         CHECK(kvasir_init() == KVASIR_INCOMPATIBLE && strstr(kvasir_last_error(), "libggml-global.so"), "%s", kvasir_last_error());
+    } else if (scenario == "devices") {
+        virtual_devices(folder);
     }
     printf("  %s\n", kvasir_last_error());
     return check::finish(scenario.c_str());

@@ -331,6 +331,9 @@ ggml_backend_dev_t proxy_for(const char * inner_name) {
         if (cuda::gpu::is_cuda(inner) && reorder && atoi(reorder) == 1) {
             throw error(KVASIR_UNSUPPORTED, "GGML_CUDA_GRAPH_OPT=1 lets ggml reorder what the adaptive cache needs in order: unset it");
         }
+        if (cuda::gpu::is_cuda(inner) && getenv("GGML_CUDA_DEVICES")) { // their numbers are not the driver's
+            throw error(KVASIR_UNSUPPORTED, format("%s: GGML_CUDA_DEVICES makes ggml's CUDA devices other ones than the driver's: unset it", name));
+        }
         std::lock_guard<std::mutex> lock(proxies_mutex);
         auto & proxy = proxies[inner];
         if (!proxy) {

@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -33,6 +34,10 @@ void * memory_reserve(size_t size) {
 void * memory_reserve_inaccessible(size_t size) {
     return VirtualAlloc(nullptr, size, MEM_RESERVE, PAGE_NOACCESS);
 }
+
+void * memory_reserve_uncommitted(size_t size) { return memory_reserve_inaccessible(size); }
+static bool commit_pages(void * begin, size_t size) { return VirtualAlloc(begin, size, MEM_COMMIT, PAGE_READWRITE) != nullptr; }
+static void decommit_pages(void * begin, size_t size) { VirtualFree(begin, size, MEM_DECOMMIT); }
 
 void memory_unmap(void * address, size_t) {
     VirtualFree(address, 0, MEM_RELEASE);
@@ -94,28 +99,54 @@ static void release_pages(void * begin, size_t size) {
     madvise(begin, size, MADV_DONTNEED);
 #else
     // elsewhere MADV_DONTNEED is only a hint: a fresh mapping in the same place is not
-    mmap(begin, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (mmap(begin, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+        memset(begin, 0, size); // the pages stay, but they hold nothing
+    }
 #endif
 }
+
+#if defined(KVASIR_STRICT_COMMIT) // as on Windows, for tests: a page that was not committed cannot be touched
+void * memory_reserve_uncommitted(size_t size) { return memory_reserve_inaccessible(size); }
+static bool commit_pages(void * begin, size_t size) { return mprotect(begin, size, PROT_READ | PROT_WRITE) == 0; }
+static void decommit_pages(void * begin, size_t size) {
+    release_pages(begin, size);
+    mprotect(begin, size, PROT_NONE);
+}
+#else
+void * memory_reserve_uncommitted(size_t size) { return memory_reserve(size); }
+static bool commit_pages(void *, size_t) { return true; }
+static void decommit_pages(void * begin, size_t size) { release_pages(begin, size); }
+#endif
 
 #endif
 
 size_t whole_pages(size_t size) { return (size + page_size() - 1) / page_size() * page_size(); }
 
-void memory_release(void * begin, void * end) {
+// f(address, size) of the whole pages inside
+template <typename F> static void whole_pages_inside(void * begin, void * end, F && f) {
     const uintptr_t page  = page_size();
     const uintptr_t first = ((uintptr_t) begin + page - 1) / page * page;
     const uintptr_t last  = (uintptr_t) end / page * page;
     if (first < last) {
-        release_pages((void *) first, last - first);
+        f((void *) first, last - first);
     }
 }
 
-mapping::mapping(size_t size) : size_(size) {
+void memory_release(void * begin, void * end) { whole_pages_inside(begin, end, release_pages); }
+void memory_decommit(void * begin, void * end) { whole_pages_inside(begin, end, decommit_pages); }
+
+void memory_commit(void * begin, void * end) {
+    const uintptr_t first = (uintptr_t) begin / page_size() * page_size();
+    if (begin < end && !commit_pages((void *) first, whole_pages((uintptr_t) end - first))) {
+        throw std::bad_alloc();
+    }
+}
+
+mapping::mapping(size_t size, bool committed) : size_(size) {
     if (size == 0) {
         return;
     }
-    data_ = (char *) memory_reserve(size);
+    data_ = (char *) (committed ? memory_reserve(size) : memory_reserve_uncommitted(size));
     if (!data_) {
         throw std::bad_alloc();
     }

@@ -14,7 +14,7 @@ host_rows::host_rows(memory_limit & limit, const row_format & k, const row_forma
     for (side_memory * s : {&k_, &v_}) {
         s->head_bytes = whole_pages(rows_bytes(s->format, n_cells));
         if (s->head_bytes > 0) {
-            s->memory = mapping(s->head_bytes * (size_t) n_heads);
+            s->memory = mapping(s->head_bytes * (size_t) n_heads, /*committed =*/ false);
         }
     }
 }
@@ -26,7 +26,15 @@ char * host_rows::host(bool is_k, int head) const {
 
 size_t host_rows::bytes(int32_t n) const { return whole_pages(rows_bytes(k_.format, n)) + whole_pages(rows_bytes(v_.format, n)); }
 
-// From here on the memory of n slots of the head counts as in use.
+// The memory of n slots of the head, more than there were, can be touched.
+void host_rows::commit(size_t head, int32_t n) {
+    for (const side_memory * s : {&k_, &v_}) {
+        char * base = s->memory.data() + head * s->head_bytes;
+        memory_commit(base + whole_pages(rows_bytes(s->format, touched_[head])), base + whole_pages(rows_bytes(s->format, n)));
+    }
+}
+
+// From here on it counts as in use.
 void host_rows::touch(size_t head, int32_t n) {
     set_row_bytes(row_bytes() + bytes(n) - bytes(touched_[head]));
     touched_[head] = n;
@@ -45,6 +53,11 @@ size_t host_rows::growth(const int32_t * n) {
 // pages come with the first touch
 void host_rows::reserve(const int32_t * n) {
     limit().require(growth(n));
+    for (size_t i = 0; i < touched_.size(); i++) {
+        if (n[i] > room_[i]) {
+            commit(i, n[i]);
+        }
+    }
     for (size_t i = 0; i < touched_.size(); i++) {
         if (n[i] > room_[i]) {
             touch(i, n[i]);
@@ -67,7 +80,7 @@ void host_rows::move(int head, int32_t from, int32_t to) {
 void host_rows::release(int head, int32_t n) {
     for (const side_memory * s : {&k_, &v_}) {
         char * base = s->memory.data() + (size_t) head * s->head_bytes;
-        memory_release(base + whole_pages(rows_bytes(s->format, n)), base + whole_pages(rows_bytes(s->format, touched_[(size_t) head])));
+        memory_decommit(base + whole_pages(rows_bytes(s->format, n)), base + whole_pages(rows_bytes(s->format, touched_[(size_t) head])));
     }
     touch((size_t) head, n);
 }
@@ -77,11 +90,14 @@ void host_rows::clear() {
     std::fill(room_.begin(), room_.end(), 0);
     set_row_bytes(0);
     for (const side_memory * s : {&k_, &v_}) {
-        memory_release(s->memory.data(), s->memory.data() + s->memory.size());
+        memory_decommit(s->memory.data(), s->memory.data() + s->memory.size());
     }
 }
 
 void host_rows::copy(int from, int to, int32_t n, bool is_k) {
+    if (n > touched_[(size_t) to]) {
+        commit((size_t) to, n);
+    }
     memcpy(host(is_k, to), host(is_k, from), rows_bytes(of(is_k).format, n));
     if (n > touched_[(size_t) to]) {
         touch((size_t) to, n);

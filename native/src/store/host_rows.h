@@ -37,6 +37,7 @@ private:
 
     const side_memory & of(bool is_k) const { return is_k || v_.format.part ? k_ : v_; } // where the rows are
     size_t bytes(int32_t n) const; // whole pages
+    void   commit(size_t head, int32_t n);
     void   touch(size_t head, int32_t n);
 };
 
