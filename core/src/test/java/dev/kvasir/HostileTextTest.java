@@ -7,13 +7,15 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.function.Supplier;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /**
- * Random and hostile texts through {@link Model#tokenize} and {@link Session#complete(String)}, in
- * a JVM of its own: each is answered, or refused by one exception, and what comes next works.
- * {@code -Dkvasir.test.texts=10000} says how many, {@code -Dkvasir.test.seed=N} which.
+ * Random and hostile texts through {@link Model#tokenize}, {@link Session#complete(String)} and
+ * {@link Session#chat}, in a JVM of its own: each is answered, or refused by one exception, and
+ * what comes next works. {@code -Dkvasir.test.texts=10000} says how many, {@code
+ * -Dkvasir.test.seed=N} which.
  */
 class HostileTextTest {
   @TempDir Path directory;
@@ -33,6 +35,10 @@ class HostileTextTest {
 
   /** Runs the texts through some vocabularies. */
   static final class Texts {
+    private static final String TEMPLATE =
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+            + "{% if add_generation_prompt %}assistant {% endif %}";
+
     private Texts() {}
 
     public static void main(String[] arguments) {
@@ -49,7 +55,10 @@ class HostileTextTest {
       StringBuilder counts = new StringBuilder();
       for (Map.Entry<String, SyntheticVocabulary> each : vocabularies.entrySet()) {
         Path file =
-            SyntheticModels.llama(directory.resolve(each.getKey() + ".gguf"), 1, each.getValue());
+            SyntheticModels.llama(
+                directory.resolve(each.getKey() + ".gguf"),
+                1,
+                each.getValue().chatTemplate(TEMPLATE));
         boolean faithful = !each.getKey().equals("unigrams");
         counts.append(", ").append(each.getKey()).append(' ');
         counts.append(
@@ -72,10 +81,12 @@ class HostileTextTest {
                       .withSampling(Sampling.greedy()))) {
         for (int i = 0; i < count; i++) {
           String text = texts.next();
+          boolean trusted = i % 2 == 0;
           try {
             boolean split = split(model, text, faithful);
-            boolean complete = complete(session, text, i % 2 == 0);
-            answered += split && complete ? 1 : 0;
+            boolean said = said(() -> session.complete(text, trusted), session, text);
+            boolean chatted = said(() -> session.chat(text), session, text);
+            answered += split && said && chatted ? 1 : 0;
           } catch (RuntimeException | Error e) {
             throw new AssertionError("text " + i + " of seed " + seed + " with " + file, e);
           }
@@ -99,8 +110,8 @@ class HostileTextTest {
       return true;
     }
 
-    private static boolean complete(Session session, String text, boolean trusted) {
-      try (Reply reply = session.complete(text, trusted)) {
+    private static boolean said(Supplier<Reply> what, Session session, String text) {
+      try (Reply reply = what.get()) {
         reply.text();
         return true;
       } catch (TokenizationException | ContextFullException e) {

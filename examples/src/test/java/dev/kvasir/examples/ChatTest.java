@@ -37,6 +37,14 @@ class ChatTest {
   }
 
   @Test
+  void aZeroInAPipedLineIsTextLikeAnyOther() {
+    var run = CommandLineRun.onModel("Hi \0 there\nHi\n", "chat", "-n", "1", "--temp", "0");
+    assertEquals(0, run.exitCode(), run::err);
+    assertEquals(2, run.out().lines().count(), run::out);
+    assertEquals("", run.err());
+  }
+
+  @Test
   void aFileIsTheMessage() throws IOException {
     var file = Files.writeString(directory.resolve("question.txt"), QUESTION + "\n");
     var prompt =
