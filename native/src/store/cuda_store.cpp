@@ -749,9 +749,11 @@ void cuda_rows::widen_sums(const int32_t * n) {
     sums_.columns = wider.columns;
 }
 
+// There may be slots that came while other sums were counted: these have no room for them.
 void cuda_rows::clear_sums(int head, int32_t first, int32_t n) {
-    if (sums_.columns.buckets && n > 0) {
-        store_->clears_.push_back({index_, head, first, first + n});
+    const auto end = (int32_t) std::min<int64_t>((int64_t) first + n, sums_.columns.capacity);
+    if (sums_.columns.buckets && end > first) {
+        store_->clears_.push_back({index_, head, first, end});
     }
 }
 
