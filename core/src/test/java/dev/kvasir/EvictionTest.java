@@ -195,8 +195,8 @@ class EvictionTest {
   }
 
   /**
-   * A sliding window's cells are a ring of 256, which the prompt goes round already: tokens leave it
-   * by themselves, and slots come to others. The reference has a cell for every token.
+   * A sliding window's cells are a ring of 256, which the prompt goes round already: tokens leave
+   * it by themselves, and slots come to others. The reference has a cell for every token.
    */
   @Test
   void theRingOfASlidingWindow() {

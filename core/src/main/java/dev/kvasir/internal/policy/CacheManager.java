@@ -14,7 +14,6 @@ import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Uniform;
 import dev.kvasir.cache.Weight;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.ForkJoinPool;
@@ -48,7 +47,7 @@ public final class CacheManager {
   private final TokenLog log;
   private final CellMap[] cells; // by layer; the layers of one of llama.cpp's caches share one
   private final List<CellMap> cellMaps = new ArrayList<>();
-  private final HeadPolicy.Scratch[] scratches; // of the heads that are compacted at once
+  private final Scratch scratch = new Scratch(); // for the steps
 
   private boolean tracking;
   private boolean decided;
@@ -108,8 +107,6 @@ public final class CacheManager {
     for (int l = 0; l < store.layers(); l++) {
       capacity = Math.max(capacity, store.shape(l).cells());
     }
-    scratches = new HeadPolicy.Scratch[ForkJoinPool.getCommonPoolParallelism() + 1];
-    Arrays.setAll(scratches, i -> new HeadPolicy.Scratch());
     log = new TokenLog(keepsAll ? new Unmarked(kinds) : kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
     CellMap base = null;
@@ -400,7 +397,7 @@ public final class CacheManager {
   }
 
   private void give(List<Candidate> choice, @Nullable RecoveryMeter meter) {
-    var common = new HeadPolicy.Common(store, log, ranking, scoredFrom, grace, scratches[0]);
+    var common = new HeadPolicy.Common(store, log, ranking, scoredFrom, grace, scratch);
     var heads = new ArrayList<HeadPolicy>();
     int next = 0;
     for (int l = 0; l < store.layers(); l++) {
@@ -425,6 +422,26 @@ public final class CacheManager {
 
   /** Some heads at a time: threads of the common pool choose, and this one carries it out. */
   private void compact() {
+    int most = 0;
+    for (var head : dropping) {
+      most = Math.max(most, head.slots());
+    }
+    var scratches =
+        Scratch.borrow(
+            Math.min(dropping.length, ForkJoinPool.getCommonPoolParallelism() + 1), most);
+    try {
+      compact(scratches);
+    } finally {
+      Scratch.giveBack(scratches);
+    }
+    for (var head : dropping) { // ahead of the decode steps
+      scratch.ensure(head.slots());
+    }
+    store.readAhead(); // forgets what was read: the slots are others now
+    prepareStep();
+  }
+
+  private void compact(Scratch[] scratches) {
     for (int from = 0; from < dropping.length; from += scratches.length) {
       int at = from;
       int count = Math.min(scratches.length, dropping.length - from);
@@ -438,8 +455,6 @@ public final class CacheManager {
         dropping[at + i].keepChosen(scratches[i]);
       }
     }
-    store.readAhead(); // forgets what was read: the slots are others now
-    prepareStep();
   }
 
   private static List<Profile.Layer> shapes(CacheStore store) {

@@ -44,29 +44,6 @@ final class HeadPolicy {
       int grace,
       Scratch scratch) {}
 
-  /**
-   * Arrays for passes over one head's slots; grown ahead of need, so that a decode step hardly ever
-   * does.
-   */
-  static final class Scratch {
-    int[] position = new int[0];
-    float[] score = new float[0];
-    final float[] one = new float[1];
-    long[] rank = new long[0];
-    int[] kept = new int[0];
-    int keptCount;
-
-    void ensure(int slots) {
-      if (position.length < slots) {
-        int capacity = slots + slots / 2 + 1024;
-        position = new int[capacity];
-        score = new float[capacity];
-        rank = new long[capacity];
-        kept = new int[capacity];
-      }
-    }
-  }
-
   private final CacheStore store;
   private final TokenLog log;
   private final Ranking ranking;
@@ -158,19 +135,15 @@ final class HeadPolicy {
     }
   }
 
+  /** Slots that the head holds now. */
+  int slots() {
+    return store.slots(layer, head);
+  }
+
   private void announce(int first, int count) {
     store.announce(layer, head, CacheStore.Reading.SCORES, first, count);
     if (weighted()) {
       store.announce(layer, head, CacheStore.Reading.VALUE_NORMS, first, count);
-    }
-  }
-
-  /** Reads the scores of the first slots, and what they are weighted by. */
-  private void readScores(Scratch scratch, int slots) {
-    store.readScores(layer, head, 0, slots, scratch.score);
-    if (weighted()) {
-      ensureNorms(slots);
-      store.valueNorms(layer, head, 0, slots, norm);
     }
   }
 
@@ -183,13 +156,16 @@ final class HeadPolicy {
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
     if (scored(candidate)) {
-      readScores(scratch, slots);
+      store.readScores(layer, head, 0, slots, scratch.score);
+    }
+    if (weighted()) {
+      store.valueNorms(layer, head, 0, slots, scratch.norm);
     }
     int inWindow = log.length() - window; // the first position
     int others = 0;
     for (int s = 0; s < slots; s++) {
       if (isOther(scratch.position[s], inWindow)) {
-        scratch.rank[others++] = rank(scratch, s, log.length());
+        scratch.rank[others++] = chosenRank(scratch, s);
       }
     }
     frequentHeld = Math.min(others, quota());
@@ -201,7 +177,7 @@ final class HeadPolicy {
     int kept = 0;
     for (int s = 0; s < slots; s++) {
       int at = scratch.position[s];
-      if (!isOther(at, inWindow) || rank(scratch, s, log.length()) >= least) {
+      if (!isOther(at, inWindow) || chosenRank(scratch, s) >= least) {
         scratch.kept[kept++] = s;
       }
     }
@@ -228,8 +204,14 @@ final class HeadPolicy {
     slotsHeld = scratch.keptCount;
     if (slotsHeld < store.slots(layer, head)) {
       store.keep(layer, head, scratch.kept, slotsHeld);
-      for (int s = 0; weighted() && s < slotsHeld; s++) {
-        norm[s] = norm[scratch.kept[s]];
+    }
+    if (weighted()) { // of what is kept only: a prompt may have had many times as much
+      int capacity = slotsHeld + slotsHeld / 4 + 1024;
+      if (norm.length < slotsHeld || norm.length > 2 * capacity) {
+        norm = new float[capacity];
+      }
+      for (int s = 0; s < slotsHeld; s++) {
+        norm[s] = scratch.norm[scratch.kept[s]];
       }
     }
   }
@@ -307,13 +289,22 @@ final class HeadPolicy {
     return candidate.frequentIn(Math.min(log.length(), capacity));
   }
 
+  /** Rank of the token in a slot by what {@link #choose} has read. */
+  private long chosenRank(Scratch scratch, int slot) {
+    float norm = weighted() ? scratch.norm[slot] : 1;
+    return rank(scratch.position[slot], scratch.score[slot], norm, log.length());
+  }
+
   /** Rank of the token in a slot by the score in the scratch, of when the sequence was so long. */
   private long rank(Scratch scratch, int slot, int length) {
     return rank(slot, scratch.position[slot], scratch.score[slot], length);
   }
 
   private long rank(int slot, int position, float attention, int length) {
-    float norm = weighted() ? this.norm[slot] : 1;
+    return rank(position, attention, weighted() ? norm[slot] : 1, length);
+  }
+
+  private long rank(int position, float attention, float norm, int length) {
     return Ranking.rank(ranking.score(attention, position, norm, scoredFrom, length - 1), position);
   }
 
@@ -398,10 +389,10 @@ final class HeadPolicy {
   private void rankLowest(int inWindow, int slots, int length) {
     scratch.ensure(slots);
     store.readPositions(layer, head, scratch.position, slots);
-    if (scoresAtHand) { // and norms do not change
-      store.readScores(layer, head, 0, slots, scratch.score);
-    } else {
-      readScores(scratch, slots);
+    store.readScores(layer, head, 0, slots, scratch.score);
+    if (!scoresAtHand && weighted()) { // else they are known: norms do not change
+      ensureNorms(slots);
+      store.valueNorms(layer, head, 0, slots, norm);
     }
     beginRanking(slots);
     frequentHeld = 0;

@@ -2,6 +2,7 @@ package dev.kvasir.internal.policy;
 
 import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Weight;
+import java.util.Arrays;
 
 /**
  * What makes one token more frequent than another: its score, and of equal scores the later
@@ -11,6 +12,9 @@ import dev.kvasir.cache.Weight;
  * @param weight whether attention is weighted by the norm of the token's value
  */
 record Ranking(Score score, Weight weight) {
+  private static final int MOST_COMPARED = 256;
+  private static final int DIGITS = 3;
+  private static final int DIGIT_BITS = 11; // 33 of 32: a score is not negative
 
   boolean needsNorms() {
     return weight == Weight.VALUE;
@@ -46,6 +50,55 @@ record Ranking(Score score, Weight weight) {
 
   static int positionOf(long rank) {
     return (int) rank;
+  }
+
+  /**
+   * Sorts the first {@code count} ranks. Where they ascend by position, as those of slots do that
+   * nothing was evicted from, by the digits of their scores: a sort that keeps the order of equal
+   * ones leaves these as they are to be.
+   *
+   * @param scratch of at least {@code count} elements
+   */
+  static void sort(long[] ranks, int count, long[] scratch) {
+    boolean byPosition = count >= MOST_COMPARED;
+    for (int i = 1; i < count && byPosition; i++) {
+      byPosition = positionOf(ranks[i - 1]) < positionOf(ranks[i]);
+    }
+    if (!byPosition) {
+      Arrays.sort(ranks, 0, count);
+      return;
+    }
+    var ends = new int[DIGITS][1 << DIGIT_BITS];
+    for (int i = 0; i < count; i++) {
+      for (int digit = 0; digit < DIGITS; digit++) {
+        ends[digit][digitOf(ranks[i], digit)]++;
+      }
+    }
+    long[] from = ranks;
+    long[] to = scratch;
+    for (int digit = 0; digit < DIGITS; digit++) {
+      int[] next = ends[digit];
+      for (int value = 0, sum = 0; value < next.length; value++) {
+        int have = next[value];
+        next[value] = sum;
+        sum += have;
+      }
+      for (int i = 0; i < count; i++) {
+        long rank = from[i];
+        to[next[digitOf(rank, digit)]++] = rank;
+      }
+      long[] sorted = to;
+      to = from;
+      from = sorted;
+    }
+    if (from != ranks) {
+      System.arraycopy(from, 0, ranks, 0, count);
+    }
+  }
+
+  /** Of the upper half, which is a score: the lowest digit first. */
+  private static int digitOf(long rank, int digit) {
+    return (int) (rank >>> 32 + digit * DIGIT_BITS) & (1 << DIGIT_BITS) - 1;
   }
 
   /**

@@ -32,6 +32,9 @@ final class RecoveryMeter {
   /** Candidates that differ in their frequent fraction only, ascending by it. */
   private record Group(byte pinned, int window, int bound, List<Integer> members) {}
 
+  /** Bytes of arrays, of the heads that are measured at once. */
+  private static final long MOST_BYTES = 256L << 20;
+
   private final CacheStore store;
   private final FastGen policy;
   private final Ranking ranking;
@@ -63,8 +66,21 @@ final class RecoveryMeter {
       measured.addAll(CandidateLists.paper(policy));
     }
     this.groups = groups();
-    this.columns = new Columns[ForkJoinPool.getCommonPoolParallelism() + 1];
+    this.columns = new Columns[headsAtOnce()];
     Arrays.setAll(columns, i -> new Columns());
+  }
+
+  /** As many as there are processors, unless their columns would take too much memory. */
+  private int headsAtOnce() {
+    long largest = 1;
+    for (int l = 0; l < store.layers(); l++) {
+      int rows = policy.pooling() == Pooling.MIN ? store.shape(l).queryGroup() : 1;
+      long bytes = (long) rows * (bounds.length + 1) * Float.BYTES + Columns.BYTES_PER_SLOT;
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        largest = Math.max(largest, bytes * store.slots(l, h));
+      }
+    }
+    return (int) Math.clamp(MOST_BYTES / largest, 1, ForkJoinPool.getCommonPoolParallelism() + 1);
   }
 
   private List<Group> groups() {
@@ -165,6 +181,8 @@ final class RecoveryMeter {
 
   /** One head's columns. */
   private final class Columns {
+    static final int BYTES_PER_SLOT = 52;
+
     private int layer;
     private int head;
     private int slots;
@@ -179,6 +197,8 @@ final class RecoveryMeter {
     private int[] rankedSlot = new int[0];
     private int[] rankedPosition = new int[0];
     private byte[] rankedFlags = new byte[0];
+    private float[] rankedNorm = new float[0];
+    private long[] unsorted = new long[0];
     private double[] beyond = new double[0]; // mass at the distances that a window does not reach
     private final int[] others = new int[groups.size()]; // that a group keeps as frequent at best
 
@@ -198,6 +218,8 @@ final class RecoveryMeter {
         rankedSlot = new int[slots];
         rankedPosition = new int[slots];
         rankedFlags = new byte[slots];
+        rankedNorm = new float[slots];
+        unsorted = new long[slots];
         beyond = new double[slots];
       }
       store.readStatistic(layer, head, statistic, values);
@@ -250,13 +272,14 @@ final class RecoveryMeter {
             Ranking.rank(
                 ranking.score(attention / rows, position[s], norm[s], from, last), position[s]);
       }
-      Arrays.sort(rank, 0, slots);
+      Ranking.sort(rank, slots, unsorted);
       var flags = log.flags();
       for (int r = 0; r < slots; r++) {
         int at = Ranking.positionOf(rank[slots - 1 - r]);
         rankedPosition[r] = at;
         rankedSlot[r] = slotAt[at];
         rankedFlags[r] = flags[at];
+        rankedNorm[r] = norm[rankedSlot[r]];
       }
     }
 
@@ -265,8 +288,7 @@ final class RecoveryMeter {
       int column = (row * (bounds.length + 1) + bucket) * slots;
       double sum = 0;
       for (int r = 0; r < slots; r++) {
-        int slot = rankedSlot[r];
-        double mass = (double) statistic[column + slot] * norm[slot];
+        double mass = (double) statistic[column + rankedSlot[r]] * rankedNorm[r];
         beyond[r] += mass;
         sum += mass;
       }
