@@ -5,6 +5,7 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 
@@ -253,29 +254,32 @@ final class FuzzModels {
     image.put(architecture + "." + key, value);
   }
 
-  private void biased(String name, boolean norm, long... shape) {
+  private void biased(String name, boolean norm, int... shape) {
     add(name + ".weight", shape, norm);
-    add(name + ".bias", new long[] {shape[shape.length - 1]}, false);
+    add(name + ".bias", new int[] {shape[shape.length - 1]}, false);
   }
 
   private void ones(String name, int size) {
-    add(name, new long[] {size}, true);
+    add(name, new int[] {size}, true);
   }
 
-  private void tensor(String name, long... shape) {
+  private void tensor(String name, int... shape) {
     add(name, shape, false);
   }
 
-  private void add(String name, long[] shape, boolean ones) {
+  private void add(String name, int[] shape, boolean ones) {
     int size = 1;
-    for (long extent : shape) {
-      size *= (int) extent;
+    for (int extent : shape) {
+      size *= extent;
     }
     ByteBuffer data = ByteBuffer.allocate(4 * size).order(ByteOrder.LITTLE_ENDIAN);
     for (int i = 0; i < size; i++) {
       data.putFloat(ones ? 1 : (float) (0.2 * random.nextGaussian()));
     }
     image.tensors.add(
-        new GgufImage.Tensor(name.getBytes(StandardCharsets.UTF_8), shape, 0, data.array()));
+        new GgufImage.Tensor(name.getBytes(StandardCharsets.UTF_8),
+            Arrays.stream(shape).asLongStream().toArray(),
+            0,
+            data.array()));
   }
 }

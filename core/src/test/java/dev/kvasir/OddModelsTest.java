@@ -446,7 +446,7 @@ class OddModelsTest {
             directory.toString(),
             "" + all.size());
     List<String> names = List.copyOf(all.keySet());
-    for (String line : child.output().split("\n")) {
+    for (String line : child.output().lines().toList()) {
       if (line.matches("\\d+ .*")) {
         int space = line.indexOf(' ');
         OUTCOMES.put(

@@ -113,30 +113,25 @@ final class ProfileMutator {
 
   private byte[] text(String json) {
     byte[] bytes = json.getBytes(StandardCharsets.UTF_8);
-    switch (random.nextInt(12)) {
-      case 0 -> {
-        return Arrays.copyOf(bytes, random.nextInt(bytes.length));
-      }
+    return switch (random.nextInt(12)) {
+      case 0 -> Arrays.copyOf(bytes, random.nextInt(bytes.length));
       case 1 -> {
         for (int i = 0; i < 4; i++) {
           bytes[random.nextInt(bytes.length)] = (byte) random.nextInt(256);
         }
-        return bytes;
+        yield bytes;
       }
       case 2 -> {
         int depth = random.nextInt(200_000);
-        return json.replaceFirst(
-                "\"tokens\":\\d+", "\"tokens\":" + "[".repeat(depth) + "]".repeat(depth))
-            .getBytes(StandardCharsets.UTF_8);
+        yield withTokens(json, "[".repeat(depth) + "]".repeat(depth));
       }
-      case 3 -> {
-        return json.replaceFirst(
-                "\"tokens\":\\d+", "\"tokens\":" + "9".repeat(random.nextInt(100_000)))
-            .getBytes(StandardCharsets.UTF_8);
-      }
-      default -> {
-        return bytes;
-      }
-    }
+      case 3 -> withTokens(json, "9".repeat(random.nextInt(100_000)));
+      default -> bytes;
+    };
+  }
+
+  private static byte[] withTokens(String json, String value) {
+    return json.replaceFirst("\"tokens\":\\d+", "\"tokens\":" + value)
+        .getBytes(StandardCharsets.UTF_8);
   }
 }
