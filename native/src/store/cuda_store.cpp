@@ -828,6 +828,7 @@ void cuda_rows::bring_sums_back() {
     drop_sums();
     sums_  = std::move(aside_);
     aside_ = statistic_sums();
+    widen_sums(layer_.lengths.data()); // slots that came meanwhile are there still; what was dropped above took more
 }
 
 void cuda_rows::drop_sums_aside() {
