@@ -1,6 +1,9 @@
 package dev.kvasir;
 
-/** A model file cannot be read: it is missing, no GGUF file, truncated, or refused by llama.cpp. */
+/**
+ * A model file cannot be read: it is missing, no GGUF file, truncated, says something that cannot
+ * be, or is refused by llama.cpp.
+ */
 public final class ModelLoadException extends KvasirException {
   private static final long serialVersionUID = 1L;
 

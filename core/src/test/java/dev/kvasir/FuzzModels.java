@@ -277,7 +277,8 @@ final class FuzzModels {
       data.putFloat(ones ? 1 : (float) (0.2 * random.nextGaussian()));
     }
     image.tensors.add(
-        new GgufImage.Tensor(name.getBytes(StandardCharsets.UTF_8),
+        new GgufImage.Tensor(
+            name.getBytes(StandardCharsets.UTF_8),
             Arrays.stream(shape).asLongStream().toArray(),
             0,
             data.array()));

@@ -417,6 +417,15 @@ class OddModelsTest {
         llama,
         m -> m.put("llama.attention.layer_norm_epsilon", 0f));
     loaded("sections of rotary positions", biased, m -> {});
+    loaded(
+        "one number for all sections of rotary positions",
+        biased,
+        m -> {
+          GgufImage.Pair one =
+              new GgufImage.Pair("qwen2vl.rope.dimension_sections", GgufImage.INT32);
+          one.elements.add(GgufImage.little(4, 1));
+          m.remove("qwen2vl.rope.dimension_sections").pairs.add(one);
+        });
     loaded("experts", experts, m -> {});
     loaded("a sliding window", window, m -> {});
     loaded("unknown keys", llama, m -> m.put("x.y", 1).put("a", new String[] {"b"}));

@@ -191,20 +191,25 @@ final class GeometryCheck {
         throw header.refused(prefix + base, value.describe(), "it must not be negative");
       }
     }
-    if (header.get(prefix + "rope.dimension_sections") instanceof Value.Numbers array
-        && array.kept()) {
+    Value value = header.get(prefix + "rope.dimension_sections");
+    if (value instanceof Value.Numbers array && array.kept()) {
       for (int i = 0; i < array.length(); i++) {
-        long section = array.get(i);
-        if (section < 0 || section > LARGEST_HEAD) {
-          throw header.refused(
-              prefix + "rope.dimension_sections",
-              section,
-              "0 to " + LARGEST_HEAD + " are possible");
-        }
-        sections += section;
-        positionSections += i < POSITIONS ? section : 0;
+        section(i, array.get(i));
+      }
+    } else if (value instanceof Value.Scalar one) { // llama.cpp takes it for all of them
+      for (int i = 0; i <= POSITIONS; i++) {
+        section(i, one.bits());
       }
     }
+  }
+
+  private void section(int index, long section) {
+    if (section < 0 || section > LARGEST_HEAD) {
+      throw header.refused(
+          prefix + "rope.dimension_sections", section, "0 to " + LARGEST_HEAD + " are possible");
+    }
+    sections += section;
+    positionSections += index < POSITIONS ? section : 0;
   }
 
   private void experts(boolean singleIsNone) {
