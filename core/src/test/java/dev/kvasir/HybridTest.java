@@ -238,10 +238,16 @@ class HybridTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"llama | not causal", "llada | diffusion"})
+  @ValueSource(
+      strings = {"llama | not causal", "llada | diffusion", "gemma-embedding | an encoder"})
   void aModelThatDoesNotContinueATextIsRefusedEitherWay(String modelAndReason) {
     String[] parts = modelAndReason.split(" \\| ", -1);
-    Path file = SyntheticModels.notCausal(directory.resolve(parts[0] + ".gguf"), parts[0]);
+    Path file = directory.resolve(parts[0] + ".gguf");
+    if (parts[0].equals("gemma-embedding")) {
+      SyntheticModels.embedding(file);
+    } else {
+      SyntheticModels.notCausal(file, parts[0]);
+    }
     for (boolean with : new boolean[] {true, false}) {
       UnsupportedModelException refused =
           assertThrows(

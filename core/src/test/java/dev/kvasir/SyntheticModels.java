@@ -70,8 +70,17 @@ public final class SyntheticModels {
 
   /** A gemma3: five layers with a sliding window to each one without. */
   public static Path slidingWindow(Path file, int window) {
+    return slidingWindow(file, "gemma3", window);
+  }
+
+  /** An EmbeddingGemma, whose header does not say that its attention is not causal. */
+  public static Path embedding(Path file) {
+    return slidingWindow(file, "gemma-embedding", 128);
+  }
+
+  private static Path slidingWindow(Path file, String architecture, int window) {
     int layers = 6;
-    SyntheticModels model = new SyntheticModels("gemma3", layers);
+    SyntheticModels model = new SyntheticModels(architecture, layers);
     model.attentionHeader();
     model.put("attention.sliding_window", window);
     for (int layer = 0; layer < layers; layer++) {
