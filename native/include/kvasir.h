@@ -12,6 +12,7 @@
 #ifndef KVASIR_H
 #define KVASIR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -121,6 +122,11 @@ KVASIR_API enum kvasir_status kvasir_memory_remove(struct llama_context * contex
 KVASIR_API enum kvasir_status kvasir_memory_first(struct llama_context * context, int32_t sequence, int32_t * position) KVASIR_NOEXCEPT;
 // llama_memory_clear: all sequences
 KVASIR_API enum kvasir_status kvasir_memory_clear(struct llama_context * context) KVASIR_NOEXCEPT;
+
+// Whether all that computes in this process is to be given up, as it is about to end; 0: no longer. Any thread may call it.
+KVASIR_API void kvasir_abandon(int32_t on) KVASIR_NOEXCEPT;
+// A ggml_abort_callback, for llama_set_abort_callback: what kvasir_abandon said last. data is not looked at.
+KVASIR_API bool kvasir_abandoned(void * data) KVASIR_NOEXCEPT;
 
 /* ---- sampling ---- */
 

@@ -20,6 +20,7 @@
 #include "store/cuda_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -92,6 +93,7 @@ void find_missed(llama_context * context, const batch_limits & limits, construct
         }
     }
 }
+std::atomic<bool> abandoned{false};
 
 void require_intercepted(const construction & made) {
     const kvasir_cache & cache = *made.cache;
@@ -406,6 +408,10 @@ kvasir_status kvasir_recurrent_restore(llama_context * context, int32_t seq, con
         }
     });
 }
+
+void kvasir_abandon(int32_t on) noexcept { abandoned = on != 0; }
+
+bool kvasir_abandoned(void *) noexcept { return abandoned.load(std::memory_order_relaxed); }
 
 kvasir_status kvasir_chat_render(const char * source, const char * bos, const char * eos, const kvasir_chat_message * messages, size_t n_messages, int32_t flags,
                                  char * buffer, size_t size, size_t * length) noexcept {

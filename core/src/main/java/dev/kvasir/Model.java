@@ -63,15 +63,17 @@ public final class Model implements AutoCloseable {
    */
   public Session newSession(SessionOptions options) {
     Objects.requireNonNull(options, "options");
-    return new Session(this, model, options);
+    return Session.open(this, model, options);
   }
 
   /**
    * Opens several sequences of tokens that are decoded together, each with a cache of its own.
    *
    * @param size number of sequences
-   * @param options of every sequence: its context size, its cache policy or profile
-   * @throws InvalidOptionException if an option does not fit this model, or asks for profiling
+   * @param options of every sequence: its context size, its cache policy or profile; those about
+   *     replies must be as by default
+   * @throws InvalidOptionException if an option does not fit this model, asks for profiling, or is
+   *     about replies
    * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this
    *     model
    * @throws ProfileException if the options' profile was made for another model
@@ -79,7 +81,7 @@ public final class Model implements AutoCloseable {
    */
   public SessionGroup newSessionGroup(int size, SessionOptions options) {
     Objects.requireNonNull(options, "options");
-    return new SessionGroup(model, size, options);
+    return SessionGroup.open(model, size, options);
   }
 
   /**

@@ -1,9 +1,11 @@
 package dev.kvasir;
 
+import dev.kvasir.internal.engine.Tokens;
 import dev.kvasir.internal.llama.ChatMessage;
-import dev.kvasir.internal.llama.Vocabulary;
 import dev.kvasir.internal.text.StopMatcher;
 import dev.kvasir.internal.text.Utf8Assembler;
+import java.util.ArrayDeque;
+import java.util.Deque;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
 import java.util.Optional;
@@ -12,6 +14,10 @@ import org.jspecify.annotations.Nullable;
 /**
  * An answer while it is generated: pieces of text, each made of whole code points. It can be
  * iterated once. The prompt is prefilled when the first piece is asked for.
+ *
+ * <p>When it has ended, the session holds exactly what was shown: of a stop sequence nothing, and
+ * of the token that one begins in the part before it. (Where the memory cannot be cut, as in some
+ * recurrent models, it holds the tokens that the stop sequence began with.)
  *
  * <p>Apart from {@link #cancel()}, a reply follows the threading rule of its session.
  */
@@ -26,6 +32,11 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   private final int[] prompt;
   private final @Nullable ChatMessage message;
   private final int maxTokens;
+  private final boolean controlTokens;
+  private final boolean stoppable;
+  // Drawn tokens whose text is not handed out yet, the oldest first: it may belong to a stop
+  // sequence.
+  private final Deque<Held> held = new ArrayDeque<>();
   private final Utf8Assembler utf8 = new Utf8Assembler();
   private final StopMatcher stops;
   private final StringBuilder decoded = new StringBuilder();
@@ -36,9 +47,27 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   private boolean iterated;
   private @Nullable StopReason stopReason;
   private int generatedTokens;
+  private boolean undecoded; // the token that was drawn last
   private long prefillNanos;
   private long decodeNanos;
   private volatile boolean cancelled;
+  private int characters; // of the tokens so far, handed out or not
+
+  /**
+   * A token that may be taken back.
+   *
+   * @param from characters of the reply before it
+   * @param to characters of the reply with it
+   * @param open whether it ends within a code point
+   * @param logits that it was drawn from
+   */
+  @SuppressWarnings("ArrayRecordComponent") // nobody compares them
+  private record Held(int from, int to, boolean open, float[] logits) {
+    /** Whether all of its text is among the first characters of the reply. */
+    boolean within(int shown) {
+      return to < shown || (to == shown && !open);
+    }
+  }
 
   /**
    * A reply that has not begun.
@@ -51,14 +80,18 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     this.prompt = prompt;
     this.message = message;
     this.maxTokens = options.maxTokens() == 0 ? Integer.MAX_VALUE : options.maxTokens();
+    this.controlTokens = options.controlTokens();
     this.stops = new StopMatcher(options.stopSequences());
+    this.stoppable = !options.stopSequences().isEmpty();
   }
 
   /**
    * The pieces. {@link Iterator#hasNext()} generates until there is text or the reply ends; both it
    * and {@link Iterator#next()} throw {@link DecodeException} when llama.cpp fails or {@link
-   * SessionOptions#cacheMemoryLimit()} leaves no room, and {@link SessionStateException} as the
-   * session's methods do. The reply has ended then; what was generated stays in the conversation.
+   * SessionOptions#cacheMemoryLimit()} leaves no room, {@link ExitingException} when the JVM exits,
+   * and {@link SessionStateException} as the session's methods do. The reply has ended then, with
+   * {@link StopReason#FAILED}; what was handed out stays in the conversation. A thread that is
+   * interrupted cancels the reply that it reads, see {@link #cancel()}.
    *
    * @throws SessionStateException at the second call
    */
@@ -72,7 +105,7 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     return new Iterator<>() {
       @Override
       public boolean hasNext() {
-        if (stopReason == StopReason.CLOSED && piece.isEmpty()) {
+        if (piece.isEmpty() && stopReason == StopReason.CLOSED) {
           throw new SessionStateException("The reply was closed before its end.");
         }
         return advance();
@@ -166,8 +199,8 @@ public final class Reply implements Iterable<String>, AutoCloseable {
         step();
       }
       decodeNanos += System.nanoTime() - start;
-    } catch (RuntimeException | Error e) {
-      end(StopReason.CLOSED);
+    } catch (Throwable e) {
+      endAfter(e);
       throw e;
     } finally {
       session.exit();
@@ -177,7 +210,7 @@ public final class Reply implements Iterable<String>, AutoCloseable {
 
   private void prefill() {
     long start = System.nanoTime();
-    boolean done = session.prefill(prompt, () -> cancelled);
+    boolean done = session.prefill(prompt, this::unwanted);
     prefillNanos = System.nanoTime() - start;
     if (done) {
       state = State.GENERATING;
@@ -187,36 +220,71 @@ public final class Reply implements Iterable<String>, AutoCloseable {
     }
   }
 
+  private boolean unwanted() {
+    return cancelled || Thread.currentThread().isInterrupted();
+  }
+
+  /** Whether nothing of it was asked for yet. */
+  boolean unread() {
+    return state == State.NEW;
+  }
+
   /** Decodes the token that was drawn last, and draws the next. */
   private void step() {
-    if (cancelled) {
+    if (unwanted()) {
       finish(StopReason.CANCELLED);
     } else if (generatedTokens >= maxTokens) {
       finish(StopReason.MAX_TOKENS);
-    } else if (!session.decodePending()) {
+    } else if (!session.decodeHeld()) {
       finish(StopReason.CONTEXT_FULL);
     } else {
+      undecoded = false;
+      session.settle(held.size());
       draw();
     }
   }
 
   private void draw() {
     int token = session.draw();
+    undecoded = true;
     generatedTokens++;
-    Vocabulary vocabulary = session.vocabulary();
+    Tokens vocabulary = session.vocabulary();
     if (vocabulary.isEndOfGeneration(token)) {
+      session.dismissDrawn();
       finish(StopReason.END_OF_GENERATION);
       return;
     }
-    if (!vocabulary.isHidden(token)) {
+    int from = characters;
+    if (controlTokens || !vocabulary.isHidden(token)) {
       decoded.setLength(0);
       utf8.append(vocabulary.bytesOf(token), decoded);
+      characters += decoded.length();
       emit();
+    }
+    if (stoppable) {
+      letGo();
+      if (!held.isEmpty() || characters > text.length() || utf8.unfinished()) {
+        if (held.isEmpty()) {
+          session.mark();
+        }
+        held.addLast(new Held(from, characters, utf8.unfinished(), session.drawnFrom()));
+      }
     }
     if (stops.stopped()) {
       end(StopReason.STOP_SEQUENCE);
     } else {
       session.hold(token);
+    }
+  }
+
+  /** Lets go of the tokens that are handed out. */
+  private void letGo() {
+    boolean any = !held.isEmpty();
+    while (!held.isEmpty() && held.peekFirst().within(text.length())) {
+      held.removeFirst();
+    }
+    if (any && held.isEmpty()) {
+      session.endMark();
     }
   }
 
@@ -242,7 +310,35 @@ public final class Reply implements Iterable<String>, AutoCloseable {
       boolean begun = state == State.GENERATING;
       state = State.ENDED;
       stopReason = reason;
-      session.replyEnded(begun ? message : null, text.toString());
+      try {
+        settle();
+      } finally {
+        session.replyEnded(begun ? message : null, text.toString());
+      }
+    }
+  }
+
+  /** As {@link #end}, after a failure. */
+  private void endAfter(Throwable failure) {
+    try {
+      end(StopReason.FAILED);
+    } catch (Throwable e) {
+      if (e != failure) {
+        failure.addSuppressed(e);
+      }
+    }
+  }
+
+  /** Makes the session hold what was handed out, and nothing more. */
+  private void settle() {
+    letGo();
+    session.settle(Math.max(0, held.size() - (undecoded ? 1 : 0)));
+    Held first = held.peekFirst();
+    if (first != null) {
+      session.takeBack(
+          held.size(), first.logits(), text.substring(Math.min(first.from(), text.length())));
+      held.clear();
+      session.endMark();
     }
   }
 }

@@ -3,25 +3,26 @@ package dev.kvasir;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Full;
 import dev.kvasir.cache.Profile;
+import dev.kvasir.internal.engine.Decoder;
+import dev.kvasir.internal.engine.Sampler;
+import dev.kvasir.internal.engine.Tokens;
 import dev.kvasir.internal.llama.ChatMessage;
 import dev.kvasir.internal.llama.ChatTemplate;
 import dev.kvasir.internal.llama.ChatTokens;
 import dev.kvasir.internal.llama.MessageSpans;
 import dev.kvasir.internal.llama.NativeContext;
 import dev.kvasir.internal.llama.NativeModel;
-import dev.kvasir.internal.llama.PlainCache;
-import dev.kvasir.internal.llama.SamplerChain;
 import dev.kvasir.internal.llama.Vocabulary;
 import dev.kvasir.internal.policy.CacheManager;
-import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
-import java.nio.ByteOrder;
+import dev.kvasir.internal.policy.TokenKinds;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.BooleanSupplier;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -29,8 +30,17 @@ import org.jspecify.annotations.Nullable;
  *
  * <p>A session is used by one thread at a time. It may move to another thread between calls; a call
  * while another thread is inside throws {@link SessionStateException}, and so does any call after
- * {@link #close()}. While a {@link Reply} is open the session belongs to it: finish or close the
- * reply first.
+ * {@link #close()}. While a {@link Reply} is being read the session belongs to it: finish or close
+ * the reply first. A reply of which nothing was read yet is closed by the next call that needs the
+ * session.
+ *
+ * <p>Interrupting the thread that evaluates or reads a reply cancels that: {@link
+ * CancelledException}, or a reply that ends with {@link StopReason#CANCELLED}. The interrupt status
+ * stays set.
+ *
+ * <p>When the policy fails behind a decode, for want of memory for example, the tokens are in the
+ * session all the same: it keeps every token from there on, and {@link CacheReport#policyFailure}
+ * says why, until it is cleared.
  */
 public final class Session implements AutoCloseable {
   /** Bytes that the logits of one batch of {@link #evaluateAllLogits} may take. */
@@ -38,26 +48,32 @@ public final class Session implements AutoCloseable {
 
   private static final int NONE = -1;
 
-  private static final BooleanSupplier NEVER = () -> false;
+  private static final BooleanSupplier INTERRUPTED = () -> Thread.currentThread().isInterrupted();
 
   private final Model owner;
   private final NativeModel model;
   private final SessionOptions options;
-  private final NativeContext context;
-  private final SamplerChain sampler;
+  private final Decoder decoder;
+  private final Tokens vocabulary;
+  private final Sampler sampler;
+  private final long seed;
   private final @Nullable CacheManager cache;
   private final AtomicReference<@Nullable Thread> inside = new AtomicReference<>();
   private final List<ChatMessage> conversation = new ArrayList<>();
   private final MessageSpans spans = new MessageSpans();
 
   private int position;
-  // Drawn and shown, but not decoded yet: the next step or prompt begins with it.
-  private int pending = NONE;
+  // Shown, and known to the sampler, but not decoded yet: the next step or prompt begins with them.
+  private int[] waiting = new int[4];
+  private int waitingCount;
+  // Decoded by the last steps, and not known to the policy yet: they may be taken back.
+  private int[] unseen = new int[16];
+  private int unseenCount;
   private boolean hasLogits;
   private boolean closed;
   private @Nullable Reply openReply;
 
-  Session(Model owner, NativeModel model, SessionOptions options) {
+  static Session open(Model owner, NativeModel model, SessionOptions options) {
     if (!model.adaptive()
         && (options.profile() != null
             || options.cacheMemoryLimit() != 0
@@ -65,26 +81,50 @@ public final class Session implements AutoCloseable {
       throw new InvalidOptionException(
           "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full(), no profile and no cacheMemoryLimit.");
     }
+    Decoder decoder =
+        new NativeContext(
+            model, options, 1, options.keyType().ggmlType(), options.valueType().ggmlType());
+    return over(decoder, owner, model, options, model.vocabulary(), model::tokenKinds);
+  }
+
+  /** A session over a decoder, which it closes, and which is closed when that fails. */
+  static Session over(
+      Decoder decoder,
+      Model owner,
+      NativeModel model,
+      SessionOptions options,
+      Tokens vocabulary,
+      Supplier<TokenKinds> kinds) {
+    try {
+      return new Session(decoder, owner, model, options, vocabulary, kinds);
+    } catch (Throwable e) {
+      decoder.close();
+      throw e;
+    }
+  }
+
+  private Session(
+      Decoder decoder,
+      Model owner,
+      NativeModel model,
+      SessionOptions options,
+      Tokens vocabulary,
+      Supplier<TokenKinds> kinds) {
+    this.decoder = decoder;
     this.owner = owner;
     this.model = model;
     this.options = options;
-    this.context =
-        new NativeContext(
-            model, options, 1, options.keyType().ggmlType(), options.valueType().ggmlType());
-    try {
-      cache =
-          context
-              .store(0)
-              .map(
-                  store ->
-                      new CacheManager(
-                          store, options.cachePolicy(), options.profile(), model.tokenKinds()))
-              .orElse(null);
-      sampler = new SamplerChain(options.sampling(), model.vocabulary().size());
-    } catch (RuntimeException e) {
-      context.close();
-      throw e;
-    }
+    this.vocabulary = vocabulary;
+    cache =
+        decoder
+            .store(0)
+            .map(
+                store ->
+                    new CacheManager(store, options.cachePolicy(), options.profile(), kinds.get()))
+            .orElse(null);
+    Sampling sampling = options.sampling().withDrawnSeed();
+    seed = sampling.seed();
+    sampler = decoder.sampler(sampling);
   }
 
   /**
@@ -175,25 +215,33 @@ public final class Session implements AutoCloseable {
 
   /** Whether a text begins anew here, and does not go on where other text ended. */
   private boolean begins() {
-    return pending == NONE ? position == 0 : model.vocabulary().beginsAfter(pending);
+    return waitingCount == 0
+        ? position == 0
+        : model.vocabulary().beginsAfter(waiting[waitingCount - 1]);
   }
 
   private Reply open(ChatTokens prompt, @Nullable ChatMessage message) {
     int[] tokens = prompt.tokens();
     int leading = model.vocabulary().leadingToken();
     if (position == 0
-        && pending == NONE
+        && waitingCount == 0
         && leading != NONE
         && (tokens.length == 0 || tokens[0] != leading)) {
       tokens = prepend(leading, tokens);
     }
-    if (tokens.length == 0 && pending == NONE && !hasLogits) {
+    Reply reply = reply(tokens, message);
+    int first = position + waitingCount + tokens.length - prompt.tokens().length;
+    spans.opened(prompt.spans(), first);
+    return reply;
+  }
+
+  /** A reply to a prompt of tokens. */
+  Reply reply(int[] tokens, @Nullable ChatMessage message) {
+    if (tokens.length == 0 && waitingCount == 0 && !hasLogits) {
       throw new IllegalArgumentException(
           "There is nothing to continue: the text is empty, and so is the session");
     }
     requireRoom(tokens.length);
-    int first = position + (pending == NONE ? 0 : 1) + tokens.length - prompt.tokens().length;
-    spans.opened(prompt.spans(), first);
     Reply reply = new Reply(this, tokens, message, options);
     openReply = reply;
     return reply;
@@ -218,23 +266,24 @@ public final class Session implements AutoCloseable {
   }
 
   private void forget() {
-    context.clear();
+    conversation.clear();
+    spans.clear();
+    position = 0;
+    waitingCount = 0;
+    unseenCount = 0;
+    hasLogits = false;
+    decoder.clear();
     if (cache != null) {
       cache.clear();
     }
     sampler.reset();
-    conversation.clear();
-    spans.clear();
-    position = 0;
-    pending = NONE;
-    hasLogits = false;
   }
 
   /** What the cache holds now, by layer and KV head. */
   public CacheReport cacheReport() {
     enter();
     try {
-      return cache == null ? PlainCache.report(context, options, position) : cache.report();
+      return cache == null ? decoder.plainReport(position) : cache.report();
     } finally {
       exit();
     }
@@ -251,22 +300,22 @@ public final class Session implements AutoCloseable {
   }
 
   /**
-   * Appends tokens to the sequence, with the cache policy applied exactly as in a reply: several
-   * tokens are a prefill, a single one is a decode step.
+   * Appends a prompt: one token or several, prefilled with the cache policy applied behind them, as
+   * {@link #complete} does with its text. The penalties of {@link Sampling} see them.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
    *     leaves no room; the session is as it was before
+   * @throws CancelledException if the thread is interrupted; the session is as it was before
+   * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
   public void evaluate(int... tokens) {
     enter();
     try {
       prepareEvaluation(tokens);
-      if (tokens.length == 1 && pending == NONE && position > 0) {
-        step(tokens[0]);
-      } else {
-        prefill(tokens, NEVER);
+      if (!prefill(tokens, INTERRUPTED)) {
+        throw interrupted(tokens.length);
       }
     } finally {
       exit();
@@ -274,12 +323,56 @@ public final class Session implements AutoCloseable {
   }
 
   /**
+   * Appends one token by a decode step, with the cache policy applied as behind each token of a
+   * reply. The penalties of {@link Sampling} see it.
+   *
+   * @throws ContextFullException if it does not fit
+   * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
+   *     leaves no room; the token is not in the session
+   * @throws CancelledException if the thread is interrupted; the token is not in the session
+   * @throws ExitingException if the JVM exits
+   * @throws IllegalArgumentException if the id is not in the vocabulary
+   */
+  public void step(int token) {
+    enter();
+    try {
+      requireNoReply();
+      vocabulary.checkTokens(token);
+      requireRoom(1);
+      if (INTERRUPTED.getAsBoolean()) {
+        throw interrupted(1);
+      }
+      while (waitingCount > 0) {
+        decodeFirstWaiting();
+        settle(0);
+      }
+      decodeStep(token);
+      sampler.accept(token);
+      settle(0);
+    } finally {
+      exit();
+    }
+  }
+
+  private static CancelledException interrupted(int tokens) {
+    return new CancelledException(
+        "The evaluation of "
+            + tokens
+            + " tokens was given up, as the thread \""
+            + Thread.currentThread().getName()
+            + "\" was interrupted; nothing of them is in the session.");
+  }
+
+  /**
    * As {@link #evaluate}, and hands over the logits of every token. They are computed in batches;
-   * the policy is applied at the end.
+   * the policy is applied at the end. What the consumer throws ends it; the session is as it was
+   * before.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
    *     leaves no room; the session is as it was before
+   * @throws CancelledException if the thread is interrupted; the session is as it was before
+   * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
   public void evaluateAllLogits(int[] tokens, LogitsConsumer consumer) {
@@ -287,28 +380,26 @@ public final class Session implements AutoCloseable {
     enter();
     try {
       prepareEvaluation(tokens);
-      int skipped = pending == NONE ? 0 : 1;
-      int[] all = withPending(tokens);
-      long row = (long) model.vocabulary().size() * Float.BYTES;
-      int chunk = Math.clamp(ALL_LOGITS_BYTES / row, 1, context.microBatchSize());
-      prefill(
-          all,
-          NEVER,
-          chunk,
-          (from, count) -> {
-            for (int i = 0; i < count; i++) {
-              if (from + i >= skipped) {
-                consumer.accept(
-                    from + i - skipped,
-                    context
-                        .logits(i)
-                        .asByteBuffer()
-                        .order(ByteOrder.nativeOrder())
-                        .asFloatBuffer()
-                        .asReadOnlyBuffer());
-              }
-            }
-          });
+      int skipped = waitingCount;
+      int[] all = withWaiting(tokens);
+      long row = (long) vocabulary.size() * Float.BYTES;
+      int chunk = Math.clamp(ALL_LOGITS_BYTES / row, 1, decoder.microBatchSize());
+      boolean done =
+          prefill(
+              all,
+              INTERRUPTED,
+              chunk,
+              (from, count) -> {
+                for (int i = 0; i < count; i++) {
+                  int index = from + i - skipped;
+                  if (index >= 0) {
+                    decoder.showLogits(i, logits -> consumer.accept(index, logits));
+                  }
+                }
+              });
+      if (!done) {
+        throw interrupted(tokens.length);
+      }
     } finally {
       exit();
     }
@@ -319,7 +410,7 @@ public final class Session implements AutoCloseable {
     if (tokens.length == 0) {
       throw new IllegalArgumentException("There are no tokens to evaluate");
     }
-    model.vocabulary().checkTokens(tokens);
+    vocabulary.checkTokens(tokens);
     requireRoom(tokens.length);
   }
 
@@ -329,7 +420,7 @@ public final class Session implements AutoCloseable {
    * @throws SessionStateException if nothing was evaluated yet
    */
   public float[] logits() {
-    float[] target = new float[model.vocabulary().size()];
+    float[] target = new float[vocabulary.size()];
     logits(target);
     return target;
   }
@@ -342,19 +433,15 @@ public final class Session implements AutoCloseable {
   public void logits(float[] target) {
     enter();
     try {
-      if (target.length != model.vocabulary().size()) {
+      if (target.length != vocabulary.size()) {
         throw new IllegalArgumentException(
-            "The logits have "
-                + model.vocabulary().size()
-                + " elements, the array has "
-                + target.length);
+            "The logits have " + vocabulary.size() + " elements, the array has " + target.length);
       }
       if (!hasLogits) {
         throw new SessionStateException(
             "The session has no logits: nothing was evaluated since it was opened, cleared or rolled back.");
       }
-      MemorySegment logits = context.logits(-1);
-      MemorySegment.copy(logits, ValueLayout.JAVA_FLOAT, 0, target, 0, target.length);
+      decoder.copyLogits(-1, target);
     } finally {
       exit();
     }
@@ -372,7 +459,15 @@ public final class Session implements AutoCloseable {
 
   /** Capacity in tokens. */
   public int contextSize() {
-    return context.capacity();
+    return decoder.capacity();
+  }
+
+  /**
+   * The seed of the random numbers that tokens are drawn by: that of {@link Sampling#seed()}, or
+   * the one that was drawn in its place. A session with this seed draws the same.
+   */
+  public long seed() {
+    return seed;
   }
 
   /** The options that the session was opened with. */
@@ -406,7 +501,7 @@ public final class Session implements AutoCloseable {
       }
       closed = true;
       sampler.close();
-      context.close();
+      decoder.close();
     } finally {
       exit();
     }
@@ -419,7 +514,7 @@ public final class Session implements AutoCloseable {
 
   /** The context behind the session, for tests that look at its slots. */
   NativeContext context() {
-    return context;
+    return (NativeContext) decoder;
   }
 
   // What a reply calls, between enterReply and exit.
@@ -436,8 +531,8 @@ public final class Session implements AutoCloseable {
     inside.set(null);
   }
 
-  Vocabulary vocabulary() {
-    return model.vocabulary();
+  Tokens vocabulary() {
+    return vocabulary;
   }
 
   /**
@@ -446,31 +541,109 @@ public final class Session implements AutoCloseable {
    * @param cancelled asked between two operations, on this thread
    */
   boolean prefill(int[] tokens, BooleanSupplier cancelled) {
-    int chunk = options.prefillListener() == null ? context.batchSize() : context.microBatchSize();
-    return prefill(withPending(tokens), cancelled, chunk, null);
+    int chunk = options.prefillListener() == null ? decoder.promptSize() : decoder.microBatchSize();
+    return prefill(withWaiting(tokens), cancelled, chunk, null);
   }
 
   /** Keeps a token that was drawn for the next step or prompt. */
   void hold(int token) {
-    pending = token;
+    if (waitingCount == waiting.length) {
+      waiting = Arrays.copyOf(waiting, 2 * waitingCount + 1);
+    }
+    waiting[waitingCount++] = token;
   }
 
   /** Decodes the token that is held, if there is one; false when the context has no room for it. */
-  boolean decodePending() {
-    if (pending == NONE) {
+  boolean decodeHeld() {
+    if (waitingCount == 0) {
       return true;
     }
-    if (position >= context.capacity()) {
+    if (position >= decoder.capacity()) {
       return false;
     }
-    step(pending);
-    pending = NONE;
+    decodeFirstWaiting();
     return true;
+  }
+
+  /**
+   * Applies the policy to the tokens that were decoded by steps, in their order, but for the last
+   * ones, which may be taken back.
+   */
+  void settle(int unsettled) {
+    int settled = Math.max(0, unseenCount - unsettled);
+    if (cache != null) {
+      for (int i = 0; i < settled; i++) {
+        cache.afterDecodeStep(unseen[i]);
+        cache.prepareStep();
+      }
+    }
+    unseenCount -= settled;
+    System.arraycopy(unseen, settled, unseen, 0, unseenCount);
+  }
+
+  /** Saves what {@link #takeBack} needs of the state before a token that it may take back. */
+  void mark() {
+    decoder.saveCheckpoint(0, position);
+    if (cache != null) {
+      cache.mark();
+    }
+  }
+
+  /** Ends {@link #mark}: nothing is to be taken back. */
+  void endMark() {
+    decoder.dropCheckpoint(0);
+    if (cache != null) {
+      cache.endMark();
+    }
+  }
+
+  /** A copy of the logits that the last token was drawn from. */
+  float[] drawnFrom() {
+    float[] logits = new float[vocabulary.size()];
+    decoder.copyLogits(-1, logits);
+    return logits;
+  }
+
+  /**
+   * Takes back the tokens that were drawn last, none of which is settled. Where the memory cannot
+   * be cut there, what was decoded stays.
+   *
+   * @param drawn how many tokens
+   * @param logits that the first of them was drawn from
+   * @param rest text that stays of them
+   */
+  void takeBack(int drawn, float[] logits, String rest) {
+    int decoded = unseenCount;
+    waitingCount = 0;
+    if (decoded > 0 && !decoder.canTruncate(0, position - decoded)) {
+      settle(0);
+      sampler.takeBack(drawn - decoded);
+      return;
+    }
+    sampler.takeBack(drawn);
+    if (decoded > 0) {
+      unseenCount = 0;
+      rollBack(position - decoded);
+    }
+    if (position > 0) {
+      decoder.restoreLogits(logits);
+      hasLogits = true;
+    }
+    waiting = rest.isEmpty() ? waiting : vocabulary.tokenizeContinuation(rest, false);
+    waitingCount = rest.isEmpty() ? 0 : waiting.length;
+    for (int i = 0; i < waitingCount; i++) {
+      sampler.accept(waiting[i]);
+    }
   }
 
   /** Draws the token after the last one. */
   int draw() {
-    return context.sample(sampler);
+    return sampler.draw();
+  }
+
+  /** The token that was drawn last will not be in the session. */
+  void dismissDrawn() {
+    sampler.takeBack(1);
   }
 
   void replyBegan(@Nullable ChatMessage message) {
@@ -487,7 +660,7 @@ public final class Session implements AutoCloseable {
     openReply = null;
     if (message != null) {
       conversation.add(new ChatMessage(ChatMessage.ASSISTANT, text));
-      spans.ended(position + (pending == NONE ? 0 : 1));
+      spans.ended(position + waitingCount);
     }
   }
 
@@ -519,6 +692,9 @@ public final class Session implements AutoCloseable {
   }
 
   private void requireNoReply() {
+    if (openReply != null && openReply.unread()) {
+      openReply.abandon();
+    }
     if (openReply != null) {
       throw new SessionStateException(
           "A reply of this session is still open. Read it to its end, or close it, first.");
@@ -526,8 +702,8 @@ public final class Session implements AutoCloseable {
   }
 
   private void requireRoom(int tokens) {
-    int needed = tokens + (pending == NONE ? 0 : 1);
-    int left = context.capacity() - position;
+    int needed = tokens + waitingCount;
+    int left = decoder.capacity() - position;
     if (needed > left) {
       throw new ContextFullException(
           "The prompt has "
@@ -535,7 +711,7 @@ public final class Session implements AutoCloseable {
               + " tokens, but only "
               + left
               + " of the context's "
-              + context.capacity()
+              + decoder.capacity()
               + " are left. Clear the session, shorten the prompt, or open a session with a larger contextSize.");
     }
   }
@@ -550,8 +726,13 @@ public final class Session implements AutoCloseable {
     void decoded(int from, int count);
   }
 
-  private int[] withPending(int[] tokens) {
-    return pending == NONE ? tokens : prepend(pending, tokens);
+  private int[] withWaiting(int[] tokens) {
+    if (waitingCount == 0) {
+      return tokens;
+    }
+    int[] all = Arrays.copyOf(waiting, waitingCount + tokens.length);
+    System.arraycopy(tokens, 0, all, waitingCount, tokens.length);
+    return all;
   }
 
   private boolean prefill(
@@ -560,36 +741,37 @@ public final class Session implements AutoCloseable {
       return true;
     }
     int start = position;
-    boolean done = false;
-    context.saveCheckpoint(0, start);
-    if (cancelled != NEVER) {
-      context.abortWhen(cancelled);
-    }
+    boolean done;
+    decoder.saveCheckpoint(0, start);
     try {
-      if (cache != null) {
-        cache.beforePrefill(tokens.length);
-      }
-      done = decodeAll(tokens, cancelled, chunk, listener);
-    } finally {
-      if (cancelled != NEVER) {
-        context.abortWhen(null);
+      decoder.abortWhen(cancelled);
+      try {
+        if (cache != null) {
+          cache.beforePrefill(tokens.length);
+        }
+        done = decodeAll(tokens, cancelled, chunk, listener);
+      } finally {
+        decoder.abortWhen(null);
       }
       if (!done) {
         rollBack(start);
+        return false;
       }
-      context.dropCheckpoint(0);
+    } catch (Throwable e) {
+      rollBackAfter(e, start);
+      throw e;
+    } finally {
+      decoder.dropCheckpoint(0);
     }
-    if (!done) {
-      return false;
-    }
-    // The sampler saw the token that was pending when it drew it.
-    for (int i = pending == NONE ? 0 : 1; i < tokens.length; i++) {
-      sampler.acceptPrompt(tokens[i]);
-    }
-    pending = NONE;
+    // The sampler knows those that were waiting.
+    int known = waitingCount;
+    waitingCount = 0;
     hasLogits = true;
     if (cache != null) {
       cache.afterPrefill(tokens, 0, tokens.length);
+    }
+    for (int i = known; i < tokens.length; i++) {
+      sampler.accept(tokens[i]);
     }
     return true;
   }
@@ -602,9 +784,14 @@ public final class Session implements AutoCloseable {
     }
     for (int from = 0; from < tokens.length; from += chunk) {
       int count = Math.min(chunk, tokens.length - from);
-      if (cancelled.getAsBoolean()
-          || context.decode(0, tokens, from, count, position, listener != null)
-              == NativeContext.Outcome.ABORTED) {
+      if (cancelled.getAsBoolean()) {
+        return false;
+      }
+      if (decoder.decode(0, tokens, from, count, position, listener != null)
+          == Decoder.Outcome.ABORTED) {
+        if (!cancelled.getAsBoolean()) {
+          throw new ExitingException();
+        }
         return false;
       }
       position += count;
@@ -618,23 +805,38 @@ public final class Session implements AutoCloseable {
     return true;
   }
 
-  /** One decode step, and what the policy makes of it. Nothing here allocates. */
-  private void step(int token) {
-    context.requireRoomForStep(position);
-    boolean done = false;
+  private void decodeFirstWaiting() {
+    decodeStep(waiting[0]);
+    waitingCount--;
+    System.arraycopy(waiting, 1, waiting, 0, waitingCount);
+  }
+
+  /** One decode step, which the policy does not know of yet. Nothing here allocates. */
+  private void decodeStep(int token) {
+    if (unseenCount == unseen.length) {
+      unseen = Arrays.copyOf(unseen, 2 * unseenCount);
+    }
+    decoder.requireRoomForStep(position);
     try {
-      context.decode(token, position);
-      done = true;
-    } finally {
-      if (!done) {
-        rollBack(position);
+      if (decoder.decode(token, position) == Decoder.Outcome.ABORTED) {
+        throw new ExitingException();
       }
+    } catch (Throwable e) {
+      rollBackAfter(e, position);
+      throw e;
     }
     position++;
     hasLogits = true;
-    if (cache != null) {
-      cache.afterDecodeStep(token);
-      cache.prepareStep();
+    unseen[unseenCount++] = token;
+  }
+
+  private void rollBackAfter(Throwable cause, int start) {
+    try {
+      rollBack(start);
+    } catch (Throwable e) {
+      if (e != cause) {
+        cause.addSuppressed(e);
+      }
     }
   }
 
@@ -643,7 +845,7 @@ public final class Session implements AutoCloseable {
     if (cache != null) {
       cache.rollBack();
     }
-    if (context.truncate(0, start)) {
+    if (decoder.truncate(0, start)) {
       position = start;
       if (cache != null) {
         cache.rolledBack();

@@ -4,17 +4,20 @@ import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Full;
+import dev.kvasir.internal.engine.Decoder;
+import dev.kvasir.internal.engine.Tokens;
 import dev.kvasir.internal.llama.NativeContext;
 import dev.kvasir.internal.llama.NativeModel;
-import dev.kvasir.internal.llama.PlainCache;
 import dev.kvasir.internal.policy.CacheManager;
-import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
+import dev.kvasir.internal.policy.TokenKinds;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Several sequences of tokens that are decoded together: one step computes the next token of all of
@@ -22,9 +25,12 @@ import java.util.stream.IntStream;
  *
  * <p>What the heads keep must be known beforehand: a profile is measured in a {@link Session}, and
  * given to the group by {@link SessionOptions#withProfile}. There is no sampling here and no chat:
- * a group is fed with tokens and asked for logits.
+ * a group is fed with tokens and asked for logits, and options about either are refused.
  *
- * <p>Any thread may call it; calls wait for each other.
+ * <p>Any thread may call it; calls wait for each other. Interrupting the thread that decodes is a
+ * {@link CancelledException} at the next chance. When the policy of a sequence fails behind a
+ * decode, that sequence keeps every token from there on, and {@link CacheReport#policyFailure} says
+ * why.
  */
 public final class SessionGroup implements AutoCloseable {
   /** Index of the last token of a batch, for llama.cpp. */
@@ -32,15 +38,17 @@ public final class SessionGroup implements AutoCloseable {
 
   private static final int NONE = -2;
 
-  private final NativeModel model;
-  private final SessionOptions options;
-  private final NativeContext context;
+  private static final BooleanSupplier INTERRUPTED = () -> Thread.currentThread().isInterrupted();
+
+  private final Tokens vocabulary;
+  private final Decoder decoder;
+  private final @Nullable PrefillListener progress;
   private final List<CacheManager> caches;
   private final int[] positions;
   private final int[] logitsAt;
   private boolean closed;
 
-  SessionGroup(NativeModel model, int size, SessionOptions options) {
+  static SessionGroup open(NativeModel model, int size, SessionOptions options) {
     if (size < 1) {
       throw new IllegalArgumentException("A group needs at least one sequence, not " + size);
     }
@@ -50,28 +58,67 @@ public final class SessionGroup implements AutoCloseable {
               .formatted(NativeContext.mostSequences(), size));
     }
     requireKnownChoice(model, options);
-    this.model = model;
-    this.options = options;
-    positions = new int[size];
-    logitsAt = new int[size];
-    context =
+    requireNoReplies(options);
+    Decoder decoder =
         new NativeContext(
             model, options, size, options.keyType().ggmlType(), options.valueType().ggmlType());
+    return over(decoder, size, options, model.vocabulary(), model::tokenKinds);
+  }
+
+  /** A group over a decoder, which it closes, and which is closed when that fails. */
+  static SessionGroup over(
+      Decoder decoder,
+      int size,
+      SessionOptions options,
+      Tokens vocabulary,
+      Supplier<TokenKinds> kinds) {
     try {
-      caches =
-          IntStream.range(0, size)
-              .mapToObj(context::store)
-              .flatMap(Optional::stream)
-              .map(
-                  store ->
-                      new CacheManager(
-                          store, options.cachePolicy(), options.profile(), model.tokenKinds()))
-              .toList();
-    } catch (RuntimeException e) {
-      context.close();
+      return new SessionGroup(decoder, size, options, vocabulary, kinds);
+    } catch (Throwable e) {
+      decoder.close();
       throw e;
     }
+  }
+
+  private SessionGroup(
+      Decoder decoder,
+      int size,
+      SessionOptions options,
+      Tokens vocabulary,
+      Supplier<TokenKinds> kinds) {
+    this.decoder = decoder;
+    this.vocabulary = vocabulary;
+    progress = options.prefillListener();
+    positions = new int[size];
+    logitsAt = new int[size];
+    caches =
+        IntStream.range(0, size)
+            .mapToObj(decoder::store)
+            .flatMap(Optional::stream)
+            .map(
+                store ->
+                    new CacheManager(store, options.cachePolicy(), options.profile(), kinds.get()))
+            .toList();
     forget();
+  }
+
+  private static void requireNoReplies(SessionOptions options) {
+    SessionOptions none = SessionOptions.defaults();
+    String name =
+        !options.sampling().equals(none.sampling())
+            ? "sampling"
+            : options.systemPrompt() != null
+                ? "systemPrompt"
+                : !options.stopSequences().isEmpty()
+                    ? "stopSequences"
+                    : options.maxTokens() != none.maxTokens()
+                        ? "maxTokens"
+                        : options.controlTokens() ? "controlTokens" : null;
+    if (name != null) {
+      throw new InvalidOptionException(
+          "A session group takes no %s: it draws no tokens and gives no replies. Leave the option as it is by default, or open sessions."
+              .formatted(name));
+    }
   }
 
   private static void requireKnownChoice(NativeModel model, SessionOptions options) {
@@ -96,7 +143,7 @@ public final class SessionGroup implements AutoCloseable {
 
   /** Capacity of each sequence, in tokens. */
   public int contextSize() {
-    return context.capacity();
+    return decoder.capacity();
   }
 
   /** Number of tokens of a sequence so far, dropped ones included. */
@@ -110,6 +157,8 @@ public final class SessionGroup implements AutoCloseable {
    * @throws ContextFullException if it does not fit; nothing of it is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
    *     leaves no room; the sequence is as it was before
+   * @throws CancelledException if the thread is interrupted; nothing is decoded then
+   * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are no tokens, or an id is not in the vocabulary
    */
   public synchronized void prefill(int sequence, int... tokens) {
@@ -120,31 +169,51 @@ public final class SessionGroup implements AutoCloseable {
     check(tokens);
     requireRoom(sequence, tokens.length);
     int start = positions[sequence];
-    boolean done = false;
-    context.saveCheckpoint(sequence, start);
+    int chunk = progress == null ? decoder.promptSize() : decoder.microBatchSize();
+    Arrays.fill(logitsAt, NONE);
+    decoder.saveCheckpoint(sequence, start);
+    decoder.abortWhen(INTERRUPTED);
     try {
       if (!caches.isEmpty()) {
         caches.get(sequence).beforePrefill(tokens.length);
       }
-      for (int from = 0; from < tokens.length; from += context.batchSize()) {
-        int count = Math.min(context.batchSize(), tokens.length - from);
-        if (context.decode(sequence, tokens, from, count, start + from, false)
-            != NativeContext.Outcome.DONE) {
-          throw new DecodeException("The prefill was given up, as the JVM exits.");
+      if (progress != null) {
+        progress.prefilled(0, tokens.length);
+      }
+      for (int from = 0; from < tokens.length; from += chunk) {
+        int count = Math.min(chunk, tokens.length - from);
+        requireDone(
+            INTERRUPTED.getAsBoolean()
+                ? Decoder.Outcome.ABORTED
+                : decoder.decode(sequence, tokens, from, count, start + from, false));
+        if (progress != null) {
+          progress.prefilled(from + count, tokens.length);
         }
       }
-      done = true;
+    } catch (Throwable e) {
+      rollBackAfter(e, sequence);
+      throw e;
     } finally {
-      Arrays.fill(logitsAt, NONE);
-      if (!done) {
-        rollBack(sequence);
-      }
-      context.dropCheckpoint(sequence);
+      decoder.abortWhen(null);
+      decoder.dropCheckpoint(sequence);
     }
     positions[sequence] = start + tokens.length;
     logitsAt[sequence] = LAST;
     if (!caches.isEmpty()) {
       caches.get(sequence).afterPrefill(tokens, 0, tokens.length);
+    }
+  }
+
+  /** Where a decode was given up, says why: only an interrupt and the JVM's exit end one. */
+  private static void requireDone(Decoder.Outcome outcome) {
+    if (outcome == Decoder.Outcome.ABORTED) {
+      if (INTERRUPTED.getAsBoolean()) {
+        throw new CancelledException(
+            "The call was given up, as the thread \""
+                + Thread.currentThread().getName()
+                + "\" was interrupted; nothing of it is in the group.");
+      }
+      throw new ExitingException();
     }
   }
 
@@ -155,6 +224,8 @@ public final class SessionGroup implements AutoCloseable {
    * @throws ContextFullException if a sequence is full; nothing is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
    *     leaves no room; the sequences are as they were before
+   * @throws CancelledException if the thread is interrupted; nothing is decoded then
+   * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there is not one token for each, or an id is not in the
    *     vocabulary
    */
@@ -167,26 +238,29 @@ public final class SessionGroup implements AutoCloseable {
     for (int sequence = 0; sequence < tokens.length; sequence++) {
       requireRoom(sequence, 1);
     }
-    context.requireRoomForStep(positions[0]);
-    boolean done = false;
+    decoder.requireRoomForStep(positions[0]);
     try {
-      if (context.decodeStep(tokens, positions) != NativeContext.Outcome.DONE) {
-        throw new DecodeException("The step was given up, as the JVM exits.");
+      requireDone(
+          INTERRUPTED.getAsBoolean()
+              ? Decoder.Outcome.ABORTED
+              : decoder.decodeStep(tokens, positions));
+    } catch (Throwable e) {
+      for (int sequence = 0; sequence < tokens.length; sequence++) {
+        rollBackAfter(e, sequence);
       }
-      done = true;
-    } finally {
-      for (int sequence = 0; sequence < tokens.length && !done; sequence++) {
-        rollBack(sequence);
-      }
+      throw e;
     }
+    // The tokens are in the memory, whatever the policies make of them.
     for (int sequence = 0; sequence < tokens.length; sequence++) {
       positions[sequence]++;
       logitsAt[sequence] = sequence;
-      if (!caches.isEmpty()) {
-        caches.get(sequence).afterDecodeStep(tokens[sequence]);
-      }
     }
-    caches.forEach(CacheManager::prepareStep);
+    for (int sequence = 0; sequence < caches.size(); sequence++) {
+      caches.get(sequence).afterDecodeStep(tokens[sequence]);
+    }
+    for (int sequence = 0; sequence < caches.size(); sequence++) {
+      caches.get(sequence).prepareStep();
+    }
   }
 
   /**
@@ -197,13 +271,11 @@ public final class SessionGroup implements AutoCloseable {
    *     sequence
    */
   public synchronized void logits(int sequence, float[] target) {
+    Objects.checkIndex(sequence, size());
     requireOpen();
-    if (target.length != model.vocabulary().size()) {
+    if (target.length != vocabulary.size()) {
       throw new IllegalArgumentException(
-          "The logits have "
-              + model.vocabulary().size()
-              + " elements, the array has "
-              + target.length);
+          "The logits have " + vocabulary.size() + " elements, the array has " + target.length);
     }
     if (logitsAt[sequence] == NONE) {
       throw new SessionStateException(
@@ -211,8 +283,7 @@ public final class SessionGroup implements AutoCloseable {
               + sequence
               + ": the last call was neither a step nor a prefill of it.");
     }
-    MemorySegment logits = context.logits(logitsAt[sequence]);
-    MemorySegment.copy(logits, ValueLayout.JAVA_FLOAT, 0, target, 0, target.length);
+    decoder.copyLogits(logitsAt[sequence], target);
   }
 
   /** What the cache of a sequence holds now; the memory is that of all sequences together. */
@@ -220,16 +291,16 @@ public final class SessionGroup implements AutoCloseable {
     Objects.checkIndex(sequence, size());
     requireOpen();
     return caches.isEmpty()
-        ? PlainCache.report(context, options, positions[sequence])
+        ? decoder.plainReport(positions[sequence])
         : caches.get(sequence).report();
   }
 
   /** Forgets everything. */
   public synchronized void clear() {
     requireOpen();
-    context.clear();
-    caches.forEach(CacheManager::clear);
     forget();
+    decoder.clear();
+    caches.forEach(CacheManager::clear);
   }
 
   private void forget() {
@@ -242,7 +313,17 @@ public final class SessionGroup implements AutoCloseable {
   public synchronized void close() {
     if (!closed) {
       closed = true;
-      context.close();
+      decoder.close();
+    }
+  }
+
+  private void rollBackAfter(Throwable cause, int sequence) {
+    try {
+      rollBack(sequence);
+    } catch (Throwable e) {
+      if (e != cause) {
+        cause.addSuppressed(e);
+      }
     }
   }
 
@@ -251,13 +332,13 @@ public final class SessionGroup implements AutoCloseable {
     if (!caches.isEmpty()) {
       caches.get(sequence).rollBack();
     }
-    if (context.truncate(sequence, positions[sequence])) {
+    if (decoder.truncate(sequence, positions[sequence])) {
       if (!caches.isEmpty()) {
         caches.get(sequence).rolledBack();
       }
     } else {
       // A sliding window has moved on and what it dropped cannot be brought back.
-      context.truncate(sequence, 0);
+      decoder.truncate(sequence, 0);
       positions[sequence] = 0;
       if (!caches.isEmpty()) {
         caches.get(sequence).clear();
@@ -267,7 +348,7 @@ public final class SessionGroup implements AutoCloseable {
 
   private void check(int[] tokens) {
     requireOpen();
-    model.vocabulary().checkTokens(tokens);
+    vocabulary.checkTokens(tokens);
   }
 
   private void requireOpen() {
@@ -277,7 +358,7 @@ public final class SessionGroup implements AutoCloseable {
   }
 
   private void requireRoom(int sequence, int tokens) {
-    int left = context.capacity() - positions[sequence];
+    int left = decoder.capacity() - positions[sequence];
     if (tokens > left) {
       throw new ContextFullException(
           "Sequence "
@@ -287,7 +368,7 @@ public final class SessionGroup implements AutoCloseable {
               + " more tokens, but only "
               + left
               + " of the context's "
-              + context.capacity()
+              + decoder.capacity()
               + " are left. Open a group with a larger contextSize.");
     }
   }

@@ -10,8 +10,10 @@ public enum StopReason {
   MAX_TOKENS,
   /** The context has no room for another token. */
   CONTEXT_FULL,
-  /** {@link Reply#cancel()} was called. */
+  /** {@link Reply#cancel()} was called, or the thread that reads the reply was interrupted. */
   CANCELLED,
   /** The reply was closed before its end. */
-  CLOSED
+  CLOSED,
+  /** An exception ended it, which the reader got. */
+  FAILED
 }

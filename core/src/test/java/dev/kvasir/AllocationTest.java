@@ -54,16 +54,13 @@ class AllocationTest {
         Arrays.setAll(prompt, i -> 3 + i * 7 % 300);
         session.evaluate(prompt);
         assertTrue(session.profile().isPresent());
-        int[] token = new int[1];
         for (int i = 0; i < WARM_UP; i++) {
-          token[0] = 3 + i * 13 % 300;
-          session.evaluate(token);
+          session.step(3 + i * 13 % 300);
         }
         long[] allocated = new long[MEASURED];
         for (int i = 0; i < MEASURED; i++) {
-          token[0] = 3 + i * 11 % 300;
           long before = threads.getCurrentThreadAllocatedBytes();
-          session.evaluate(token);
+          session.step(3 + i * 11 % 300);
           allocated[i] = threads.getCurrentThreadAllocatedBytes() - before;
         }
         // The log of tokens and the tables by position grow by a fraction of their size, once in

@@ -194,6 +194,7 @@ class BadInputTest {
       assertEquals(1, session.contextSize());
       session.evaluate(5);
       assertThrows(ContextFullException.class, () -> session.evaluate(5));
+      assertThrows(ContextFullException.class, () -> session.step(5));
     }
     try (Session session = TestModels.adaptive().newSession(options.withContextSize(20))) {
       session.evaluate(TestModels.proseTokens(20));
@@ -205,6 +206,7 @@ class BadInputTest {
   void tokensOutsideTheVocabulary() {
     try (Session session = TestModels.adaptive().newSession(TestModels.options())) {
       assertThrows(IllegalArgumentException.class, () -> session.evaluate(-1));
+      assertThrows(IllegalArgumentException.class, () -> session.step(-1));
       assertThrows(
           IllegalArgumentException.class,
           () -> session.evaluate(1, 2, session.model().vocabularySize()));

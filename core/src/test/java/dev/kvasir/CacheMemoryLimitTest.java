@@ -108,10 +108,10 @@ class CacheMemoryLimitTest {
     try (Session session = TestModels.adaptive().newSession(options)) {
       session.evaluate(Arrays.copyOf(tokens, 40));
       for (int i = 40; i < 64; i++) {
-        session.evaluate(tokens[i]);
+        session.step(tokens[i]);
       }
       for (int attempt = 0; attempt < 2; attempt++) {
-        assertThrows(DecodeException.class, () -> session.evaluate(tokens[64]));
+        assertThrows(DecodeException.class, () -> session.step(tokens[64]));
         assertEquals(64, session.position());
         assertEquals(64 * HEADS, session.cacheReport().keptSlots());
       }
@@ -120,7 +120,11 @@ class CacheMemoryLimitTest {
 
   @Test
   void allSequencesOfAGroupShareIt() {
-    SessionOptions options = options().withContextSize(512).withCacheMemoryLimit(12_000_000);
+    SessionOptions options =
+        SessionOptions.defaults()
+            .withThreads(TestModels.threads())
+            .withContextSize(512)
+            .withCacheMemoryLimit(12_000_000);
     try (SessionGroup group = TestModels.adaptive().newSessionGroup(2, options)) {
       group.prefill(0, TestModels.proseTokens(300));
       DecodeException full =

@@ -160,8 +160,8 @@ class CudaTest {
           differing++;
           widest = Math.max(widest, logits[best] - logits[other]);
         }
-        expected.evaluate(best);
-        actual.evaluate(best);
+        expected.step(best);
+        actual.step(best);
       }
     }
     String found =
@@ -212,7 +212,7 @@ class CudaTest {
           session.evaluate(text(model, PROMPT));
           for (int step = 0; step < 2 * STEPS; step++) {
             tokens.add(Logits.best(session.logits()));
-            session.evaluate(tokens.getLast());
+            session.step(tokens.getLast());
           }
         }
         System.out.println("tokens " + tokens);
@@ -245,8 +245,8 @@ class CudaTest {
           double divergence = Logits.divergence(expected.logits(), actual.logits());
           worst = Math.max(worst, divergence);
           sum += divergence;
-          expected.evaluate(text[PROMPT + step]);
-          actual.evaluate(text[PROMPT + step]);
+          expected.step(text[PROMPT + step]);
+          actual.step(text[PROMPT + step]);
         }
         assertEquals(expected.cacheReport().keptSlots(), actual.cacheReport().keptSlots());
       }
@@ -305,7 +305,7 @@ class CudaTest {
       try (Session session = model.newSession(options())) {
         session.evaluate(Arrays.copyOf(text, 250));
         for (int step = 250; step < 270; step++) { // from 256 on llama.cpp's graph is another one
-          session.evaluate(text[step]);
+          session.step(text[step]);
         }
       }
     }
@@ -324,7 +324,11 @@ class CudaTest {
     try (Model model = load(gpu, true);
         SessionGroup group =
             model.newSessionGroup(
-                sequences, options().withContextSize(prompt + 100).withCachePolicy(policy))) {
+                sequences,
+                options()
+                    .withSampling(Sampling.defaults())
+                    .withContextSize(prompt + 100)
+                    .withCachePolicy(policy))) {
       int[] text = text(model, prompt);
       int[] next = new int[sequences];
       for (int sequence = 0; sequence < sequences; sequence++) {

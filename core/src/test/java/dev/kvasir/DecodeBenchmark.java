@@ -39,7 +39,6 @@ public class DecodeBenchmark {
   @Param({"1024"})
   int depth;
 
-  private final int[] token = new int[1];
   private Session session;
   private int[] prompt;
 
@@ -70,8 +69,7 @@ public class DecodeBenchmark {
   /** A step with a token of the text. */
   @Benchmark
   public int step() {
-    token[0] = prompt[session.position() % depth];
-    session.evaluate(token);
+    session.step(prompt[session.position() % depth]);
     return session.position();
   }
 }

@@ -59,7 +59,7 @@ class EngineTest {
       }
       for (int i = PROMPT; i < PROMPT + STEPS; i++) {
         for (Session session : new Session[] {adaptive, flash, plain}) {
-          session.evaluate(text[i]);
+          session.step(text[i]);
         }
         float[] expected = flash.logits();
         oursDecoding[i - PROMPT] = Logits.divergence(expected, adaptive.logits());
@@ -104,8 +104,8 @@ class EngineTest {
         assertArrayEquals(expected[i], actual[i], "prompt token " + i);
       }
       for (int token : next) {
-        stock.evaluate(token);
-        portable.evaluate(token);
+        stock.step(token);
+        portable.step(token);
         assertArrayEquals(stock.logits(), portable.logits());
       }
     }
@@ -125,8 +125,8 @@ class EngineTest {
       full.evaluate(prompt);
       assertTrue(all.profile().isPresent());
       for (int token : next) {
-        all.evaluate(token);
-        full.evaluate(token);
+        all.step(token);
+        full.step(token);
         assertArrayEquals(full.logits(), all.logits());
       }
       assertEquals(1, all.cacheReport().keptFraction());

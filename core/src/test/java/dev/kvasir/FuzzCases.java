@@ -138,7 +138,7 @@ final class FuzzCases {
           some[i] = i * 7 % model.vocabularySize();
         }
         session.evaluate(some);
-        session.evaluate(some[1]);
+        session.step(some[1]);
         session.cacheReport();
         String text = session.complete("w").text();
         return "loaded, " + text.length() + " characters";

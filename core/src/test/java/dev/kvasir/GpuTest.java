@@ -84,7 +84,7 @@ class GpuTest {
       session.evaluate(Arrays.copyOf(text, PROMPT));
       logits[0] = session.logits();
       for (int step = 0; step < STEPS; step++) {
-        session.evaluate(text[PROMPT + step]);
+        session.step(text[PROMPT + step]);
         logits[step + 1] = session.logits();
       }
       return new Run(logits, session.cacheReport(), session.profile().orElse(null));
@@ -174,8 +174,8 @@ class GpuTest {
         gpu.evaluate(prompt);
         compareSlots(cpu, gpu, policy.getKey(), 1.02f);
         for (int step = 0; step < STEPS; step++) {
-          cpu.evaluate(text[PROMPT + step]);
-          gpu.evaluate(text[PROMPT + step]);
+          cpu.step(text[PROMPT + step]);
+          gpu.step(text[PROMPT + step]);
         }
         // Of two that were equal when one had to go, the other has gained since.
         compareSlots(cpu, gpu, policy.getKey() + " after steps", 1.15f);
@@ -272,7 +272,11 @@ class GpuTest {
     float[] logits = new float[3 + 256 + 64];
     try (Model model = load(on(gpus.getFirst()));
         SessionGroup group =
-            model.newSessionGroup(2, options().withCachePolicy(CachePolicy.uniform(0.2, 0.2)));
+            model.newSessionGroup(
+                2,
+                options()
+                    .withSampling(Sampling.defaults())
+                    .withCachePolicy(CachePolicy.uniform(0.2, 0.2)));
         Session alone =
             model.newSession(options().withCachePolicy(CachePolicy.uniform(0.2, 0.2)))) {
       int[] prompt = Arrays.copyOf(text, PROMPT);
@@ -280,7 +284,7 @@ class GpuTest {
       group.prefill(0, Arrays.copyOf(text, 10));
       group.prefill(1, prompt);
       for (int step = 0; step < STEPS; step++) {
-        alone.evaluate(text[PROMPT + step]);
+        alone.step(text[PROMPT + step]);
         group.step(text[step], text[PROMPT + step]);
         group.logits(1, logits);
         assertTrue(Logits.divergence(alone.logits(), logits) < 1e-2);

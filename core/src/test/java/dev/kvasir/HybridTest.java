@@ -80,7 +80,7 @@ class HybridTest {
       for (int token : tokens(40, 2)) {
         worst = Math.max(worst, Logits.divergence(theirs.logits(), ours.logits()));
         noise = Math.max(noise, Logits.divergence(theirs.logits(), otherPath.logits()));
-        all.forEach(session -> session.evaluate(token));
+        all.forEach(session -> session.step(token));
       }
       // llama.cpp's own two ways to compute attention are the yardstick; the state carries their
       // difference on.
@@ -99,7 +99,7 @@ class HybridTest {
       assertTrue(report.keptBytes() <= 600 * TOKEN_BYTES / 2, report.keptBytes() + " bytes");
       assertTrue(session.profile().isPresent());
       for (int token : tokens(30, 4)) {
-        session.evaluate(token);
+        session.step(token);
       }
       session.evaluate(tokens(100, 5));
       assertEquals(730, session.position());
@@ -173,11 +173,11 @@ class HybridTest {
     try (Session session = adaptive.newSession(limited)) {
       session.evaluate(Arrays.copyOf(tokens, 40));
       for (int i = 40; i < 64; i++) {
-        session.evaluate(tokens[i]);
+        session.step(tokens[i]);
       }
       for (int attempt = 0; attempt < 2; attempt++) {
         DecodeException refused =
-            assertThrows(DecodeException.class, () -> session.evaluate(tokens[64]));
+            assertThrows(DecodeException.class, () -> session.step(tokens[64]));
         assertTrue(refused.getMessage().contains("limit"), refused.getMessage());
         assertEquals(64, session.position());
         assertEquals(64 * 4, session.cacheReport().keptSlots());

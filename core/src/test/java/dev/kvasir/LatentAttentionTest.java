@@ -60,8 +60,8 @@ class LatentAttentionTest {
       theirs.evaluate(tokens(300, 1));
       for (int token : tokens(20, 2)) {
         worst = Math.max(worst, Logits.divergence(theirs.logits(), ours.logits()));
-        ours.evaluate(token);
-        theirs.evaluate(token);
+        ours.step(token);
+        theirs.step(token);
       }
       // ggml's kernels are the same ones; llama.cpp rounds the queries to f16, ours do not.
       double bound = attention == Attention.PORTABLE ? 1e-12 : 5e-5;
@@ -100,7 +100,7 @@ class LatentAttentionTest {
       session.evaluate(tokens(400, 4));
       profile = session.profile().orElseThrow();
       for (int token : tokens(100, 5)) {
-        session.evaluate(token);
+        session.step(token);
       }
       CacheReport report = session.cacheReport();
       assertFalse(Float.isNaN(session.logits()[0]));
@@ -123,7 +123,7 @@ class LatentAttentionTest {
     try (Session session = adaptive.newSession(options)) {
       session.evaluate(tokens(400, 6));
       for (int token : tokens(60, 7)) {
-        session.evaluate(token);
+        session.step(token);
       }
       double kept = session.cacheReport().keptFraction();
       assertTrue(kept > 0.3 && kept < 0.5, "kept " + kept);

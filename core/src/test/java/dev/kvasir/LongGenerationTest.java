@@ -51,7 +51,7 @@ class LongGenerationTest {
             step % 7 == 0
                 ? TestModels.proseTokens(PROMPT + step + 1)[PROMPT + step]
                 : Logits.best(logits);
-        session.evaluate(next);
+        session.step(next[0]);
       }
       assertEquals(PROMPT + STEPS, session.position());
       assertTrue(

@@ -52,10 +52,10 @@ class MemoryTest {
       for (boolean measured : new boolean[] {false, true}) {
         try (Session session = TestModels.adaptive().newSession(options)) {
           session.evaluate(TestModels.proseTokens(PROMPT));
-          session.evaluate(1);
+          session.step(1);
           CacheReport before = session.cacheReport();
           long rssBefore = residentBytes();
-          session.evaluate(2);
+          session.step(2);
           long rssAfter = residentBytes();
           CacheReport after = session.cacheReport();
           assertEquals(1, before.keptFraction());

@@ -48,6 +48,11 @@ class SessionGroupTest {
     return TestModels.options().withContextSize(512).withThreads(1);
   }
 
+  /** Without what only replies have. */
+  private static SessionOptions forGroup(SessionOptions options) {
+    return options.withSampling(Sampling.defaults());
+  }
+
   private static Profile profile(int[] text) {
     FastGen policy = CachePolicy.fastgen().withTarget(Target.budgetFraction(0.4));
     try (Session session = model.newSession(options().withCachePolicy(policy))) {
@@ -81,7 +86,7 @@ class SessionGroupTest {
 
   private static void agree(Model model, SessionOptions options, double mostKept) {
     float[] logits = new float[model.vocabularySize()];
-    try (SessionGroup group = model.newSessionGroup(SEQUENCES, options)) {
+    try (SessionGroup group = model.newSessionGroup(SEQUENCES, forGroup(options))) {
       Session[] alone = new Session[SEQUENCES];
       try {
         for (int sequence = SEQUENCES - 1; sequence >= 0; sequence--) {
@@ -96,7 +101,7 @@ class SessionGroupTest {
         for (int i = 0; i < STEPS; i++) {
           for (int sequence = 0; sequence < SEQUENCES; sequence++) {
             step[sequence] = texts[sequence][prompt(sequence).length + i];
-            alone[sequence].evaluate(step[sequence]);
+            alone[sequence].step(step[sequence]);
           }
           group.step(step);
           for (int sequence = 0; sequence < SEQUENCES; sequence++) {
@@ -130,7 +135,8 @@ class SessionGroupTest {
   void aGroupCanBeClearedAndUsedAgain() {
     float[] first = new float[model.vocabularySize()];
     float[] second = new float[model.vocabularySize()];
-    try (SessionGroup group = model.newSessionGroup(2, options().withProfile(profile(texts[0])))) {
+    try (SessionGroup group =
+        model.newSessionGroup(2, forGroup(options()).withProfile(profile(texts[0])))) {
       group.prefill(1, prompt(1));
       group.logits(1, first);
       group.clear();
@@ -147,14 +153,17 @@ class SessionGroupTest {
     String message =
         assertThrows(
                 InvalidOptionException.class,
-                () -> model.newSessionGroup(2, options().withCachePolicy(CachePolicy.fastgen())))
+                () ->
+                    model.newSessionGroup(
+                        2, forGroup(options()).withCachePolicy(CachePolicy.fastgen())))
             .getMessage();
     assertTrue(message.contains("withProfile"), message);
   }
 
   @Test
   void badCallsAreRefusedAndHarmless() {
-    SessionOptions options = options().withContextSize(256).withCachePolicy(CachePolicy.full());
+    SessionOptions options =
+        forGroup(options()).withContextSize(256).withCachePolicy(CachePolicy.full());
     assertThrows(IllegalArgumentException.class, () -> model.newSessionGroup(0, options));
     assertThrows(InvalidOptionException.class, () -> model.newSessionGroup(100_000, options));
     float[] logits = new float[model.vocabularySize()];

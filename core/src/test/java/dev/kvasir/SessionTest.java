@@ -110,7 +110,7 @@ class SessionTest {
       }
       assertTrue(session.cacheReport().keptFraction() < 1);
       for (int i = 400; i < 430; i++) {
-        session.evaluate(text[i]);
+        session.step(text[i]);
       }
     }
   }
@@ -131,13 +131,13 @@ class SessionTest {
       int[] tokens = new int[24];
       for (int i = 0; i < tokens.length; i++) {
         tokens[i] = Logits.best(manual.logits());
-        manual.evaluate(tokens[i]);
+        manual.step(tokens[i]);
       }
       assertEquals(model(adaptive).detokenize(tokens), completed);
       // The last token of the reply is still to be decoded.
       assertEquals(manual.position() - 1, session.position());
-      session.evaluate(tokens[0]);
-      manual.evaluate(tokens[0]);
+      session.step(tokens[0]);
+      manual.step(tokens[0]);
       assertEquals(manual.position(), session.position());
     }
   }
@@ -467,7 +467,7 @@ class SessionTest {
       assertEquals(tokens.length, rows.size());
       assertArrayEquals(rows.getLast(), bulk.logits());
       for (int i = 0; i < tokens.length; i++) {
-        single.evaluate(tokens[i]);
+        single.step(tokens[i]);
         assertTrue(Logits.divergence(single.logits(), rows.get(i)) < tolerance, "token " + i);
       }
       assertNotEquals(Logits.best(rows.get(3)), -1);

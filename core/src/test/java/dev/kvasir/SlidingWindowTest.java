@@ -57,8 +57,8 @@ class SlidingWindowTest {
       theirs.evaluate(tokens(700, 1));
       for (int token : tokens(60, 2)) {
         worst = Math.max(worst, Logits.divergence(theirs.logits(), ours.logits()));
-        ours.evaluate(token);
-        theirs.evaluate(token);
+        ours.step(token);
+        theirs.step(token);
       }
       assertTrue(worst < 1e-5, "KL " + worst);
       assertTrue(ours.cacheReport().keptFraction() > 0);
@@ -73,7 +73,7 @@ class SlidingWindowTest {
       session.evaluate(tokens(500, 3));
       assertTrue(session.profile().isPresent());
       for (int token : tokens(200, 4)) {
-        session.evaluate(token);
+        session.step(token);
       }
       session.evaluate(tokens(90, 5));
       assertEquals(790, session.position());

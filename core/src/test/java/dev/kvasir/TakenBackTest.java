@@ -73,8 +73,13 @@ class TakenBackTest {
     }
 
     void both(int... tokens) {
-      alone.evaluate(tokens);
-      other.evaluate(tokens);
+      for (Session session : List.of(alone, other)) {
+        if (tokens.length == 1) {
+          session.step(tokens[0]);
+        } else {
+          session.evaluate(tokens);
+        }
+      }
       assertArrayEquals(alone.logits(), other.logits(), "logits at " + alone.position());
       assertEquals(alone.profile(), other.profile());
       assertEquals(held(alone), held(other), "slots at " + alone.position());

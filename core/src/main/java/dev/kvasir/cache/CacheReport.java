@@ -3,6 +3,7 @@ package dev.kvasir.cache;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Optional;
 import java.util.SequencedMap;
 import java.util.TreeMap;
 import java.util.function.Function;
@@ -16,6 +17,8 @@ import java.util.function.Function;
  * @param heads every KV head, by layer and head
  * @param residentBytes bytes of memory pages that the cache occupies: keys, values and slot tables
  * @param allocatedBytes K and V bytes that an unmodified llama.cpp allocates for the whole context
+ * @param policyFailure why the policy was given up: something failed behind a decode, and the
+ *     sequence has kept every token since, until it is cleared; empty: it was not
  */
 public record CacheReport(
     int tokens,
@@ -23,7 +26,19 @@ public record CacheReport(
     List<LayerPlace> layers,
     List<HeadUse> heads,
     long residentBytes,
-    long allocatedBytes) {
+    long allocatedBytes,
+    Optional<String> policyFailure) {
+
+  /** The report of a cache whose policy was not given up. */
+  public CacheReport(
+      int tokens,
+      boolean decided,
+      List<LayerPlace> layers,
+      List<HeadUse> heads,
+      long residentBytes,
+      long allocatedBytes) {
+    this(tokens, decided, layers, heads, residentBytes, allocatedBytes, Optional.empty());
+  }
 
   /** Copies the lists. */
   public CacheReport {

@@ -3,6 +3,7 @@ package dev.kvasir.cache;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvasir.Seeds;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
@@ -12,7 +13,7 @@ import org.junit.jupiter.api.Test;
 
 /** Choosing one candidate per head, against every possible choice. */
 class ChoiceTest {
-  private final long seed = System.nanoTime();
+  private final long seed = Seeds.of(ChoiceTest.class);
   private final Random random = new Random(seed);
 
   /** Heads with random figures; nested ones for the paper's candidates. */

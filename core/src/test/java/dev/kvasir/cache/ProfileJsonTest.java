@@ -12,6 +12,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvasir.KvasirException;
 import dev.kvasir.ProfileException;
+import dev.kvasir.Seeds;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -24,7 +25,7 @@ import org.junit.jupiter.api.io.TempDir;
  * The JSON of profiles: nothing is lost, and nothing that is not a whole profile is taken for one.
  */
 class ProfileJsonTest {
-  private final long seed = System.nanoTime();
+  private final long seed = Seeds.of(ProfileJsonTest.class);
   private final Random random = new Random(seed);
   private final ObjectMapper mapper = new ObjectMapper();
 

@@ -16926,6 +16926,119 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
+    private static class kvasir_abandon {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_abandon");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void kvasir_abandon(int32_t on)
+     * }
+     */
+    public static FunctionDescriptor kvasir_abandon$descriptor() {
+        return kvasir_abandon.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void kvasir_abandon(int32_t on)
+     * }
+     */
+    public static MethodHandle kvasir_abandon$handle() {
+        return kvasir_abandon.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void kvasir_abandon(int32_t on)
+     * }
+     */
+    public static MemorySegment kvasir_abandon$address() {
+        return kvasir_abandon.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void kvasir_abandon(int32_t on)
+     * }
+     */
+    public static void kvasir_abandon(int on) {
+        var mh$ = kvasir_abandon.HANDLE;
+        try {
+            mh$.invokeExact(on);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_abandoned {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_BOOL,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_abandoned");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * _Bool kvasir_abandoned(void *data)
+     * }
+     */
+    public static FunctionDescriptor kvasir_abandoned$descriptor() {
+        return kvasir_abandoned.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * _Bool kvasir_abandoned(void *data)
+     * }
+     */
+    public static MethodHandle kvasir_abandoned$handle() {
+        return kvasir_abandoned.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * _Bool kvasir_abandoned(void *data)
+     * }
+     */
+    public static MemorySegment kvasir_abandoned$address() {
+        return kvasir_abandoned.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * _Bool kvasir_abandoned(void *data)
+     * }
+     */
+    public static boolean kvasir_abandoned(MemorySegment data) {
+        var mh$ = kvasir_abandoned.HANDLE;
+        try {
+            return (boolean)mh$.invokeExact(data);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvasir_sampler_new {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_INT,

@@ -1,5 +1,7 @@
 package dev.kvasir.internal.llama;
 
+import dev.kvasir.ExitingException;
+import dev.kvasir.bindings.generated.NativeApi;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.LockSupport;
@@ -9,7 +11,7 @@ import java.util.concurrent.locks.LockSupport;
  * objects of every loaded library; threads of ggml that still compute would read them and crash.
  */
 final class ExitGuard {
-  /** A prefill that nobody can cancel may take long; after this the JVM exits all the same. */
+  /** What does not ask whether to go on may take long; after this the JVM exits all the same. */
   private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(30);
 
   private static final AtomicInteger COMPUTING = new AtomicInteger();
@@ -22,15 +24,25 @@ final class ExitGuard {
     Runtime.getRuntime().addShutdownHook(new Thread(ExitGuard::awaitIdle, "kvasir-exit"));
   }
 
-  /** Before a computation. When the JVM exits, this does not return. */
+  /**
+   * Before a computation; {@link #leave} must follow.
+   *
+   * @throws ExitingException if the JVM exits; then it must not
+   */
   static void enter() {
+    if (!tryEnter()) {
+      throw new ExitingException();
+    }
+  }
+
+  /** As {@link #enter}, but says false when the JVM exits. */
+  static boolean tryEnter() {
     COMPUTING.incrementAndGet();
     if (exiting) {
       COMPUTING.decrementAndGet();
-      while (true) {
-        LockSupport.park();
-      }
+      return false;
     }
+    return true;
   }
 
   /** After it. */
@@ -44,7 +56,9 @@ final class ExitGuard {
   }
 
   private static void awaitIdle() {
+    ExitHolds.await();
     exiting = true;
+    NativeApi.kvasir_abandon(1);
     long deadline = System.nanoTime() + PATIENCE_NANOS;
     while (COMPUTING.get() > 0 && System.nanoTime() < deadline) {
       LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(1));

@@ -229,6 +229,7 @@ final class NativeCacheStore implements CacheStore {
     announced = ahead;
     announced.count = 0;
     ahead = begun;
+    waiting = false;
     if (anything) { // when nothing was announced, memory is returned
       check(NativeApi.kvasir_cache_fetch(cache, stream, ahead.all, ahead.count), "read many heads");
     }
@@ -314,6 +315,14 @@ final class NativeCacheStore implements CacheStore {
       evictionCount = 0;
       check(NativeApi.kvasir_cache_evict(cache, evictions, count), "evict");
     }
+  }
+
+  @Override
+  public void forgetQueued() {
+    evictionCount = 0;
+    announced.count = 0;
+    waiting = false;
+    Arrays.fill(indexAhead, -1); // and the next readAhead returns the memory
   }
 
   @Override

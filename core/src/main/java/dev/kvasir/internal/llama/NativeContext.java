@@ -2,21 +2,29 @@ package dev.kvasir.internal.llama;
 
 import dev.kvasir.Attention;
 import dev.kvasir.DecodeException;
+import dev.kvasir.DeviceType;
 import dev.kvasir.InvalidOptionException;
 import dev.kvasir.KvasirException;
+import dev.kvasir.Sampling;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.UnsupportedModelException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.ggml_abort_callback;
 import dev.kvasir.bindings.generated.llama_batch;
 import dev.kvasir.bindings.generated.llama_context_params;
+import dev.kvasir.cache.CacheReport;
+import dev.kvasir.internal.engine.Decoder;
+import dev.kvasir.internal.engine.Sampler;
 import dev.kvasir.internal.policy.CacheStore;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
@@ -24,14 +32,18 @@ import org.jspecify.annotations.Nullable;
  * A {@code llama_context} with one sequence or several, its batch, and the sequences' stores. Holds
  * its model. Used by one thread at a time; a decode step allocates nothing on the Java heap.
  */
-public final class NativeContext implements AutoCloseable {
+public final class NativeContext implements Decoder {
   /** llama.cpp rounds the cells of a sequence up to this. */
   private static final int CELLS_MULTIPLE = 256;
 
   /** What {@code llama_decode} returns when the abort callback said so. */
   private static final int ABORTED = 2;
 
+  /** What {@code llama_decode} never returns. */
+  private static final int NO_RESULT = Integer.MIN_VALUE;
+
   private final NativeModel model;
+  private final SessionOptions options;
   private final Arena arena;
   private final MemorySegment context;
   private final MemorySegment cache;
@@ -43,6 +55,7 @@ public final class NativeContext implements AutoCloseable {
   private final int batchSize;
   private final int microBatchSize;
   private final boolean limited;
+  private final boolean asksInBetween; // llama.cpp asks the abort callback on the CPU only
 
   private final MemorySegment batch;
   private final MemorySegment tokens;
@@ -60,13 +73,6 @@ public final class NativeContext implements AutoCloseable {
 
   private record Checkpoint(int position, Arena arena, MemorySegment state) {}
 
-  /** How a batch ended. */
-  public enum Outcome {
-    DONE,
-    /** The abort condition held; a part of the batch may be in the memory. */
-    ABORTED
-  }
-
   /**
    * Creates the context.
    *
@@ -80,61 +86,71 @@ public final class NativeContext implements AutoCloseable {
   public NativeContext(
       NativeModel model, SessionOptions options, int sequences, int keyType, int valueType) {
     this.model = model;
+    this.options = options;
     this.sequences = sequences;
-    model.hold();
+    checkpoints = new Checkpoint[sequences];
     Arena sessionArena = Arena.ofShared();
+    model.hold();
     try {
       MemorySegment[] made = create(model, options, sequences, keyType, valueType);
       context = made[0];
       cache = made[1];
-    } catch (RuntimeException e) {
+    } catch (Throwable e) {
       sessionArena.close();
       model.release();
       throw e;
     }
     arena = sessionArena;
-    memory = NativeApi.llama_get_memory(context);
-    cells = NativeApi.llama_n_ctx_seq(context);
-    capacity =
-        options.contextSize() == 0
-            ? Math.min(cells, model.trainedContext())
-            : Math.min(cells, options.contextSize());
-    checkpoints = new Checkpoint[sequences];
-    batchSize = NativeApi.llama_n_batch(context);
-    microBatchSize = NativeApi.llama_n_ubatch(context);
-    limited = options.cacheMemoryLimit() > 0;
-    if (limited) {
-      // Fails for no valid option.
-      NativeApi.kvasir_cache_limit(cache, options.cacheMemoryLimit());
+    try {
+      memory = NativeApi.llama_get_memory(context);
+      cells = NativeApi.llama_n_ctx_seq(context);
+      capacity =
+          options.contextSize() == 0
+              ? Math.min(cells, model.trainedContext())
+              : Math.min(cells, options.contextSize());
+      batchSize = NativeApi.llama_n_batch(context);
+      microBatchSize = NativeApi.llama_n_ubatch(context);
+      asksInBetween =
+          IntStream.range(0, model.layers())
+              .allMatch(layer -> model.deviceOf(layer).type() == DeviceType.CPU);
+      limited = options.cacheMemoryLimit() > 0;
+      if (limited) {
+        // Fails for no valid option.
+        NativeApi.kvasir_cache_limit(cache, options.cacheMemoryLimit());
+      }
+      stores =
+          cache.address() == 0
+              ? List.of()
+              : IntStream.range(0, sequences)
+                  .mapToObj(sequence -> new NativeCacheStore(cache, sequence, model, arena))
+                  .toList();
+      tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+      positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+      outputs = arena.allocate(ValueLayout.JAVA_BYTE, batchSize);
+      result = arena.allocate(ValueLayout.JAVA_INT);
+      batch = llama_batch.allocate(arena);
+      llama_batch.token(batch, tokens);
+      llama_batch.pos(batch, positions);
+      sequenceIds = arena.allocate(ValueLayout.JAVA_INT, sequences);
+      sequenceOf = arena.allocate(NativeApi.C_POINTER, batchSize);
+      MemorySegment one = arena.allocate(ValueLayout.JAVA_INT, batchSize);
+      for (int i = 0; i < sequences; i++) {
+        sequenceIds.setAtIndex(ValueLayout.JAVA_INT, i, i);
+      }
+      for (int i = 0; i < batchSize; i++) {
+        one.setAtIndex(ValueLayout.JAVA_INT, i, 1);
+        sequenceOf.setAtIndex(NativeApi.C_POINTER, i, sequenceIds);
+      }
+      llama_batch.n_seq_id(batch, one);
+      llama_batch.seq_id(batch, sequenceOf);
+      llama_batch.embd(batch, MemorySegment.NULL);
+      llama_batch.logits(batch, outputs);
+      abortStub = ggml_abort_callback.allocate(this::shallAbort, arena);
+      abortWhen(null);
+    } catch (Throwable e) {
+      close();
+      throw e;
     }
-    stores =
-        cache.address() == 0
-            ? List.of()
-            : IntStream.range(0, sequences)
-                .mapToObj(sequence -> new NativeCacheStore(cache, sequence, model, arena))
-                .toList();
-    tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
-    positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);
-    outputs = arena.allocate(ValueLayout.JAVA_BYTE, batchSize);
-    result = arena.allocate(ValueLayout.JAVA_INT);
-    batch = llama_batch.allocate(arena);
-    llama_batch.token(batch, tokens);
-    llama_batch.pos(batch, positions);
-    sequenceIds = arena.allocate(ValueLayout.JAVA_INT, sequences);
-    sequenceOf = arena.allocate(NativeApi.C_POINTER, batchSize);
-    MemorySegment one = arena.allocate(ValueLayout.JAVA_INT, batchSize);
-    for (int i = 0; i < sequences; i++) {
-      sequenceIds.setAtIndex(ValueLayout.JAVA_INT, i, i);
-    }
-    for (int i = 0; i < batchSize; i++) {
-      one.setAtIndex(ValueLayout.JAVA_INT, i, 1);
-      sequenceOf.setAtIndex(NativeApi.C_POINTER, i, sequenceIds);
-    }
-    llama_batch.n_seq_id(batch, one);
-    llama_batch.seq_id(batch, sequenceOf);
-    llama_batch.embd(batch, MemorySegment.NULL);
-    llama_batch.logits(batch, outputs);
-    abortStub = ggml_abort_callback.allocate(this::shallAbort, arena);
   }
 
   private static MemorySegment[] create(
@@ -174,13 +190,19 @@ public final class NativeContext implements AutoCloseable {
           options.attention() == Attention.PORTABLE
               ? NativeApi.KVASIR_ATTENTION_PORTABLE()
               : NativeApi.KVASIR_ATTENTION_NATIVE();
-      int status =
-          NativeApi.kvasir_context_new(
-              model.handle(),
-              params,
-              attention,
-              context,
-              model.adaptive() ? cache : MemorySegment.NULL);
+      int status;
+      ExitGuard.enter();
+      try {
+        status =
+            NativeApi.kvasir_context_new(
+                model.handle(),
+                params,
+                attention,
+                context,
+                model.adaptive() ? cache : MemorySegment.NULL);
+      } finally {
+        ExitGuard.leave();
+      }
       if (status == NativeApi.KVASIR_UNSUPPORTED()
           || status == NativeApi.KVASIR_NOT_INTERCEPTED()) {
         throw new UnsupportedModelException(
@@ -199,10 +221,16 @@ public final class NativeContext implements AutoCloseable {
                 + NativeStatus.reason(status)
                 + ".");
       }
-      return new MemorySegment[] {
-        context.get(NativeApi.C_POINTER, 0),
-        model.adaptive() ? cache.get(NativeApi.C_POINTER, 0) : MemorySegment.NULL
-      };
+      try {
+        return new MemorySegment[] {
+          context.get(NativeApi.C_POINTER, 0),
+          model.adaptive() ? cache.get(NativeApi.C_POINTER, 0) : MemorySegment.NULL
+        };
+      } catch (Throwable e) {
+        NativeApi.kvasir_context_free(
+            context.get(NativeApi.C_POINTER, 0), cache.get(NativeApi.C_POINTER, 0));
+        throw e;
+      }
     }
   }
 
@@ -229,7 +257,7 @@ public final class NativeContext implements AutoCloseable {
     return model;
   }
 
-  /** Tokens that a sequence may hold. */
+  @Override
   public int capacity() {
     return capacity;
   }
@@ -249,28 +277,34 @@ public final class NativeContext implements AutoCloseable {
     return cells;
   }
 
-  /** Most tokens of one {@link #decode}. */
+  @Override
   public int batchSize() {
     return batchSize;
   }
 
+  @Override
   public int microBatchSize() {
     return microBatchSize;
   }
 
-  /** The store of a sequence; empty without the adaptive cache. */
+  @Override
+  public int promptSize() {
+    return asksInBetween ? batchSize : microBatchSize;
+  }
+
+  @Override
   public Optional<CacheStore> store(int sequence) {
     return stores.isEmpty() ? Optional.empty() : Optional.of(stores.get(sequence));
   }
 
-  /**
-   * Decodes are given up when this says so, until another condition is set; null: never. It is
-   * asked between two operations of a graph, on the thread that decodes.
-   */
+  @Override
   public void abortWhen(@Nullable BooleanSupplier condition) {
     abort = condition;
+    // An upcall for each operation of a graph would cost a decode step more than it may.
     NativeApi.llama_set_abort_callback(
-        context, condition == null ? MemorySegment.NULL : abortStub, MemorySegment.NULL);
+        context,
+        condition == null ? NativeApi.kvasir_abandoned$address() : abortStub,
+        MemorySegment.NULL);
   }
 
   private boolean shallAbort(MemorySegment data) {
@@ -287,15 +321,7 @@ public final class NativeContext implements AutoCloseable {
     }
   }
 
-  /**
-   * Decodes tokens of one sequence; their ids and their number must be valid.
-   *
-   * @param from index of the first
-   * @param count at most {@link #batchSize()}
-   * @param position of the first
-   * @param allLogits whether every token's logits are wanted, or only the last one's
-   * @throws DecodeException if llama.cpp fails; what it had done of the batch may be in the memory
-   */
+  @Override
   public Outcome decode(
       int sequence, int[] source, int from, int count, int position, boolean allLogits) {
     MemorySegment.copy(source, from, tokens, ValueLayout.JAVA_INT, 0, count);
@@ -307,12 +333,7 @@ public final class NativeContext implements AutoCloseable {
     return decodeBatch(count, position);
   }
 
-  /**
-   * To be called before a step: one that fails has changed a recurrent state already, so what can
-   * be foreseen is refused before. Does nothing for other models.
-   *
-   * @throws DecodeException if the memory limit leaves no room for a token of every sequence
-   */
+  @Override
   public void requireRoomForStep(int position) {
     if (limited && model.recurrent()) {
       int status = NativeApi.kvasir_cache_room(cache, -1, 1);
@@ -333,7 +354,7 @@ public final class NativeContext implements AutoCloseable {
             + ".");
   }
 
-  /** Decodes one token of the only sequence. */
+  @Override
   public Outcome decode(int token, int position) {
     tokens.set(ValueLayout.JAVA_INT, 0, token);
     positions.set(ValueLayout.JAVA_INT, 0, position);
@@ -341,7 +362,7 @@ public final class NativeContext implements AutoCloseable {
     return decodeBatch(1, position);
   }
 
-  /** Decodes one token of every sequence, all at once; the logits have the sequences' indices. */
+  @Override
   public Outcome decodeStep(int[] source, int[] position) {
     for (int i = 0; i < sequences; i++) {
       tokens.setAtIndex(ValueLayout.JAVA_INT, i, source[i]);
@@ -358,6 +379,8 @@ public final class NativeContext implements AutoCloseable {
 
   private Outcome decodeBatch(int count, int position) {
     llama_batch.n_tokens(batch, count);
+    // Where llama.cpp throws, that of the batch before would stay.
+    result.set(ValueLayout.JAVA_INT, 0, NO_RESULT);
     int status;
     ExitGuard.enter();
     if (limited) {
@@ -378,7 +401,7 @@ public final class NativeContext implements AutoCloseable {
     if (NativeStatus.ok(status) && code == 0) {
       return Outcome.DONE;
     }
-    if (code == ABORTED) {
+    if (NativeStatus.ok(status) && code == ABORTED) {
       return Outcome.ABORTED;
     }
     if (status == NativeApi.KVASIR_OUT_OF_MEMORY()) {
@@ -391,20 +414,13 @@ public final class NativeContext implements AutoCloseable {
             + count
             + " tokens from position "
             + position
-            + " on (code "
-            + code
-            + "): "
+            + " on"
+            + (code == NO_RESULT ? ": " : " (code " + code + "): ")
             + NativeStatus.reason(status)
             + ".");
   }
 
-  /**
-   * To be called before a prompt, and {@link #dropCheckpoint} after it: a recurrent state cannot be
-   * cut at a position, so that of the sequence is copied, and {@link #truncate} can take the prompt
-   * back. Does nothing for other models.
-   *
-   * @param position that the prompt begins at
-   */
+  @Override
   public void saveCheckpoint(int sequence, int position) {
     // llama.cpp saves the cells of a sliding window with the state; what the store knows of them
     // beyond their rows would be lost.
@@ -437,7 +453,7 @@ public final class NativeContext implements AutoCloseable {
     }
   }
 
-  /** Gives the memory of {@link #saveCheckpoint} back. */
+  @Override
   public void dropCheckpoint(int sequence) {
     Checkpoint checkpoint = checkpoints[sequence];
     if (checkpoint != null) {
@@ -460,12 +476,19 @@ public final class NativeContext implements AutoCloseable {
                 context, sequence, checkpoint.state(), checkpoint.state().byteSize()));
   }
 
-  /**
-   * Takes everything of a sequence from a position on out of the memory; false when that cannot be
-   * done and the sequence must be emptied: a sliding window has moved on, and what comes before is
-   * no longer whole, or a recurrent state was not saved at that position.
-   */
+  @Override
   public boolean truncate(int sequence, int position) {
+    if (!ExitGuard.tryEnter()) {
+      return true; // nothing is decoded any more
+    }
+    try {
+      return truncateNow(sequence, position);
+    } finally {
+      ExitGuard.leave();
+    }
+  }
+
+  private boolean truncateNow(int sequence, int position) {
     if (!remove(sequence, position)) {
       return false;
     }
@@ -489,6 +512,18 @@ public final class NativeContext implements AutoCloseable {
     return whole;
   }
 
+  @Override
+  public boolean canTruncate(int sequence, int position) {
+    if (position == 0) {
+      return true;
+    }
+    if (model.recurrent()) {
+      Checkpoint checkpoint = checkpoints[sequence];
+      return checkpoint != null && checkpoint.position() == position;
+    }
+    return model.window() == 0 || reachesBackTo(sequence, position - model.window());
+  }
+
   private boolean reachesBackTo(int sequence, int position) {
     int first = NativeApi.llama_memory_seq_pos_min(memory, sequence); // -1 when nothing is left
     return first >= 0 && first <= Math.max(0, position);
@@ -509,8 +544,19 @@ public final class NativeContext implements AutoCloseable {
     slots.flushEvictions();
   }
 
-  /** Forgets everything. */
+  @Override
   public void clear() {
+    if (!ExitGuard.tryEnter()) {
+      return; // nothing is decoded any more
+    }
+    try {
+      clearNow();
+    } finally {
+      ExitGuard.leave();
+    }
+  }
+
+  private void clearNow() {
     NativeApi.llama_memory_clear(memory, false);
     if (cache.address() != 0) {
       for (int sequence = 0; sequence < sequences; sequence++) {
@@ -523,31 +569,73 @@ public final class NativeContext implements AutoCloseable {
     }
   }
 
-  /**
-   * The logits of the last decoded token, or of the token at an index of the last batch; valid
-   * until the next decode.
-   */
-  public MemorySegment logits(int index) {
+  private MemorySegment logits(int index) {
     MemorySegment logits = NativeApi.llama_get_logits_ith(context, index);
     if (logits.address() == 0) {
       throw new KvasirException(
           "llama.cpp has no logits for token " + index + " of the last batch.");
     }
-    return logits.reinterpret((long) model.vocabulary().size() * Float.BYTES);
+    return logits;
   }
 
-  /** Draws a token from the logits of the last decoded one. */
-  public int sample(SamplerChain sampler) {
-    return sampler.sample(context);
+  private long logitsBytes() {
+    return (long) model.vocabulary().size() * Float.BYTES;
+  }
+
+  @Override
+  public void copyLogits(int index, float[] target) {
+    MemorySegment.copy(
+        logits(index).reinterpret(logitsBytes()),
+        ValueLayout.JAVA_FLOAT,
+        0,
+        target,
+        0,
+        target.length);
+  }
+
+  @Override
+  public void restoreLogits(float[] logits) {
+    MemorySegment.copy(
+        logits, 0, logits(-1).reinterpret(logitsBytes()), ValueLayout.JAVA_FLOAT, 0, logits.length);
+  }
+
+  @Override
+  public void showLogits(int index, Consumer<FloatBuffer> to) {
+    try (Arena shown = Arena.ofConfined()) {
+      to.accept(
+          logits(index)
+              .reinterpret(logitsBytes(), shown, null)
+              .asByteBuffer()
+              .order(ByteOrder.nativeOrder())
+              .asFloatBuffer()
+              .asReadOnlyBuffer());
+    }
+  }
+
+  @Override
+  public Sampler sampler(Sampling sampling) {
+    return new SamplerChain(sampling, model.vocabulary().size(), context);
+  }
+
+  @Override
+  public CacheReport plainReport(int position) {
+    return PlainCache.report(this, options, position);
   }
 
   @Override
   public void close() {
-    for (int sequence = 0; sequence < sequences; sequence++) {
-      dropCheckpoint(sequence);
+    // A process that ends takes its memory with it; what frees it may be gone already.
+    if (ExitGuard.tryEnter()) {
+      try {
+        for (int sequence = 0; sequence < sequences; sequence++) {
+          dropCheckpoint(sequence);
+        }
+        NativeApi.kvasir_context_free(context, cache);
+        arena.close();
+        model.release();
+      } finally {
+        ExitGuard.leave();
+      }
     }
-    NativeApi.kvasir_context_free(context, cache);
-    arena.close();
-    model.release();
   }
 }

@@ -131,7 +131,7 @@ final class NativeLog {
       String message = current.text.toString();
       current.text.setLength(0);
       Level level =
-          ABORTING.get() || message.contains(OVERRIDES_WARNING)
+          ABORTING.get() || ExitGuard.exiting() || message.contains(OVERRIDES_WARNING)
               ? Level.DEBUG
               : levelOf(current.level);
       if (level == Level.ERROR) {

@@ -2,6 +2,7 @@ package dev.kvasir.internal.llama;
 
 import dev.kvasir.Device;
 import dev.kvasir.DeviceType;
+import dev.kvasir.ExitingException;
 import dev.kvasir.LoadCancelledException;
 import dev.kvasir.LoadListener;
 import dev.kvasir.ModelLoadException;
@@ -83,8 +84,15 @@ public final class NativeModel implements AutoCloseable {
   }
 
   private void free() {
-    vocabulary.close();
-    NativeApi.llama_model_free(model);
+    // A process that ends takes its memory with it; what frees it may be gone already.
+    if (ExitGuard.tryEnter()) {
+      try {
+        vocabulary.close();
+        NativeApi.llama_model_free(model);
+      } finally {
+        ExitGuard.leave();
+      }
+    }
   }
 
   /** Loads a model; see {@link dev.kvasir.Model#load(Path, ModelOptions)}. */
@@ -103,7 +111,14 @@ public final class NativeModel implements AutoCloseable {
       llama_model_params.progress_callback(
           params, llama_progress_callback.allocate(progress::loaded, arena));
       MemorySegment result = arena.allocate(NativeApi.C_POINTER);
-      int status = NativeApi.kvasir_model_load(arena.allocateFrom(file.toString()), params, result);
+      MemorySegment path = arena.allocateFrom(file.toString());
+      int status;
+      ExitGuard.enter();
+      try {
+        status = NativeApi.kvasir_model_load(path, params, result);
+      } finally {
+        ExitGuard.leave();
+      }
       progress.rethrow(file);
       MemorySegment model = result.get(NativeApi.C_POINTER, 0);
       if (!NativeStatus.ok(status) || model.address() == 0) {
@@ -115,7 +130,7 @@ public final class NativeModel implements AutoCloseable {
         SpecialTokens.require(NativeApi.llama_model_get_vocab(model), file);
         RotaryPositions.require(model, header.attention(), file);
         return new NativeModel(model, file, header, placement, options.adaptiveCache());
-      } catch (RuntimeException e) {
+      } catch (Throwable e) {
         NativeApi.llama_model_free(model);
         throw e;
       }
@@ -260,6 +275,9 @@ public final class NativeModel implements AutoCloseable {
     }
 
     boolean loaded(float fraction, MemorySegment userData) {
+      if (ExitGuard.exiting()) {
+        return false;
+      }
       if (listener == null) {
         return true;
       }
@@ -278,6 +296,9 @@ public final class NativeModel implements AutoCloseable {
         case RuntimeException e -> throw e;
         case Error e -> throw e;
         case Throwable e -> throw new IllegalStateException("the progress listener failed", e);
+      }
+      if (ExitGuard.exiting()) {
+        throw new ExitingException();
       }
       if (cancelled) {
         throw new LoadCancelledException(

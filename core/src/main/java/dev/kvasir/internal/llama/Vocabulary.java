@@ -4,6 +4,7 @@ import dev.kvasir.KvasirException;
 import dev.kvasir.TokenizationException;
 import dev.kvasir.UnsupportedModelException;
 import dev.kvasir.bindings.generated.NativeApi;
+import dev.kvasir.internal.engine.Tokens;
 import dev.kvasir.internal.policy.TokenKinds;
 import dev.kvasir.internal.text.Utf8;
 import java.lang.foreign.Arena;
@@ -18,7 +19,7 @@ import org.jspecify.annotations.Nullable;
  * a token costs no native call; splitting text into tokens is llama.cpp's. Any thread may use it
  * while its model lives.
  */
-public final class Vocabulary implements AutoCloseable {
+public final class Vocabulary implements Tokens, AutoCloseable {
   private static final byte CONTROL = 1;
   private static final byte END_OF_GENERATION = 2;
   private static final byte HIDDEN = 4;
@@ -172,6 +173,7 @@ public final class Vocabulary implements AutoCloseable {
   }
 
   /** Number of entries. */
+  @Override
   public int size() {
     return flags.length;
   }
@@ -208,6 +210,7 @@ public final class Vocabulary implements AutoCloseable {
   }
 
   /** Whether the token ends a generation. */
+  @Override
   public boolean isEndOfGeneration(int token) {
     return (flags[token] & END_OF_GENERATION) != 0;
   }
@@ -220,6 +223,7 @@ public final class Vocabulary implements AutoCloseable {
   /**
    * Whether the token has no text that a reader should see: control tokens and the unknown token.
    */
+  @Override
   public boolean isHidden(int token) {
     return (flags[token] & HIDDEN) != 0;
   }
@@ -232,6 +236,7 @@ public final class Vocabulary implements AutoCloseable {
   /**
    * The bytes of a token's text, of a control token as well; they need not be whole code points.
    */
+  @Override
   public byte[] bytesOf(int token) {
     return Arrays.copyOfRange(bytes, offsets[token], offsets[token + 1]);
   }
@@ -278,6 +283,7 @@ public final class Vocabulary implements AutoCloseable {
    *
    * @throws TokenizationException if it is too long, or the vocabulary has no token for a part
    */
+  @Override
   public int[] tokenizeContinuation(String text, boolean parseSpecial) {
     if (!prefixes || text.isEmpty()) {
       return tokenize(text, false, parseSpecial);
@@ -357,6 +363,7 @@ public final class Vocabulary implements AutoCloseable {
    *
    * @throws IllegalArgumentException if one is not
    */
+  @Override
   public void checkTokens(int... tokens) {
     for (int i = 0; i < tokens.length; i++) {
       if (tokens[i] < 0 || tokens[i] >= size()) {

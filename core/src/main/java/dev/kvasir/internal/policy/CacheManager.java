@@ -37,7 +37,7 @@ public final class CacheManager {
   private static final String UNDECIDED = "undecided";
 
   private final CacheStore store;
-  private final boolean keepsAll;
+  private final boolean full; // the policy is to keep everything
   private final @Nullable FastGen profiling; // null when the heads' policies are known beforehand
   private final @Nullable Profile given;
   private final @Nullable Uniform uniform;
@@ -49,6 +49,8 @@ public final class CacheManager {
   private final List<CellMap> cellMaps = new ArrayList<>();
   private final Scratch scratch = new Scratch(); // for the steps
 
+  private int length; // tokens of the sequence
+  private @Nullable String failure; // why the policy was given up, until the sequence is emptied
   private boolean tracking;
   private boolean decided;
   private int @Nullable [] bounds; // of the statistic, while it runs
@@ -76,7 +78,7 @@ public final class CacheManager {
     int sinks;
     switch (profile != null ? profile.policy() : policy) {
       case Full _ -> {
-        keepsAll = true;
+        full = true;
         profiling = null;
         uniform = null;
         ranking = new Ranking(Score.SUM, Weight.NONE);
@@ -85,7 +87,7 @@ public final class CacheManager {
         minimumTokens = 0;
       }
       case FastGen f -> {
-        keepsAll = false;
+        full = false;
         profiling = profile != null ? null : f;
         uniform = null;
         ranking = new Ranking(f.score(), f.weight());
@@ -94,7 +96,7 @@ public final class CacheManager {
         minimumTokens = f.minimumTokens();
       }
       case Uniform u -> {
-        keepsAll = false;
+        full = false;
         profiling = null;
         uniform = u;
         ranking = new Ranking(u.score(), u.weight());
@@ -107,7 +109,7 @@ public final class CacheManager {
     for (int l = 0; l < store.layers(); l++) {
       capacity = Math.max(capacity, store.shape(l).cells());
     }
-    log = new TokenLog(keepsAll ? new Unmarked(kinds) : kinds, sinks, capacity);
+    log = new TokenLog(full ? new Unmarked(kinds) : kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
     CellMap base = null;
     CellMap sliding = null;
@@ -143,7 +145,11 @@ public final class CacheManager {
 
   /** Tokens of the sequence, dropped ones included: the position that the next token gets. */
   public int position() {
-    return log.length();
+    return length;
+  }
+
+  private boolean keepsAll() {
+    return full || failure != null;
   }
 
   /**
@@ -151,18 +157,29 @@ public final class CacheManager {
    * several.
    */
   public void beforePrefill(int tokens) {
-    if (keepsAll) {
+    if (keepsAll()) {
       return;
     }
-    store.mark();
-    marked = new Marked(bounds, scoredFrom, tracking);
+    mark();
     beginCounting(tokens);
   }
 
-  /** What {@link #beforePrefill} may have changed. */
+  /** What counting may change. */
   private record Marked(int @Nullable [] bounds, int scoredFrom, boolean tracking) {}
 
-  private void endMark() {
+  /**
+   * What is counted from here on can be taken back by {@link #rollBack}, until {@link #endMark} or
+   * the policy is applied.
+   */
+  public void mark() {
+    if (!keepsAll()) {
+      store.mark();
+      marked = new Marked(bounds, scoredFrom, tracking);
+    }
+  }
+
+  /** What was counted since the mark stays. */
+  public void endMark() {
     if (marked != null) {
       marked = null;
       store.endMark();
@@ -198,52 +215,84 @@ public final class CacheManager {
   }
 
   /**
-   * To be called when a prefill has ended.
+   * To be called when a prefill has ended. When the policy fails it is given up: the sequence keeps
+   * everything from there on, and {@link #report} says why.
    *
    * @param tokens holds the tokens that were evaluated, which may be fewer than had been announced
    * @param from index of the first one
    * @param count how many
    */
   public void afterPrefill(int[] tokens, int from, int count) {
-    endMark();
-    for (int i = from; i < from + count; i++) {
-      log.append(tokens[i]);
-    }
-    if (keepsAll || count == 0) {
+    length += count;
+    if (failure != null) {
       return;
     }
-    if (decided) {
-      readCells();
-      compact();
-    } else {
-      decideIfEnough();
+    try {
+      endMark();
+      for (int i = from; i < from + count; i++) {
+        log.append(tokens[i]);
+      }
+      if (full || count == 0) {
+        return;
+      }
+      if (decided) {
+        readCells();
+        compact();
+      } else {
+        decideIfEnough();
+      }
+    } catch (RuntimeException | Error e) {
+      giveUp(e);
     }
   }
 
-  /** To be called after each decode step, with the token that was evaluated. */
+  /**
+   * To be called after each decode step, with the token that was evaluated. A policy that fails is
+   * given up, as in {@link #afterPrefill}.
+   */
   public void afterDecodeStep(int token) {
-    log.append(token);
-    if (keepsAll) {
+    length++;
+    if (failure != null) {
       return;
     }
-    if (!decided) {
-      decideIfEnough();
-      return;
+    try {
+      log.append(token);
+      if (full) {
+        return;
+      }
+      if (!decided) {
+        decideIfEnough();
+        return;
+      }
+      for (int i = 0; i < cellMaps.size(); i++) {
+        cellMaps.get(i).append(log.length() - 1);
+      }
+      for (var head : dropping) {
+        head.step();
+      }
+      store.flushEvictions();
+    } catch (RuntimeException | Error e) {
+      giveUp(e);
     }
-    for (int i = 0; i < cellMaps.size(); i++) {
-      cellMaps.get(i).append(log.length() - 1);
-    }
-    for (var head : dropping) {
-      head.step();
-    }
-    store.flushEvictions();
   }
 
   /**
    * To be called after {@link #afterDecodeStep} of all sequences that were decoded together: gets
-   * ready for the next step, so that it waits for nothing.
+   * ready for the next step, so that it waits for nothing. A policy that fails is given up, as in
+   * {@link #afterPrefill}.
    */
   public void prepareStep() {
+    if (failure != null) {
+      return;
+    }
+    try {
+      prepare();
+    } catch (RuntimeException | Error e) {
+      giveUp(e);
+    }
+  }
+
+  private void prepare() {
     for (var head : dropping) {
       head.prepareStep();
     }
@@ -251,33 +300,84 @@ public final class CacheManager {
   }
 
   /**
+   * The sequence keeps everything from here on. What the heads hold is whole; what was queued for
+   * them is not carried out.
+   */
+  private void giveUp(Throwable cause) {
+    Throwable reason = cause;
+    while (reason.getMessage() == null && reason.getCause() != null) {
+      reason = reason.getCause(); // what another thread threw comes wrapped
+    }
+    failure = String.valueOf(reason.getMessage() == null ? reason : reason.getMessage());
+    dropping = new HeadPolicy[0];
+    store.forgetQueued();
+    endCounting(cause);
+    // Neither is about the policy alone: one is an assumption that does not hold, the other the
+    // JVM's own trouble. That memory was short is.
+    if (cause instanceof Error e
+        && !(e instanceof OutOfMemoryError || e instanceof StackOverflowError)) {
+      throw e;
+    }
+  }
+
+  /** Scores and sums that no one will read cost time; that they cannot be ended is no matter. */
+  private void endCounting(Throwable cause) {
+    try {
+      endMark();
+      if (bounds != null) {
+        bounds = null;
+        store.stopStatistic();
+      }
+      if (tracking) {
+        trackNothing();
+      }
+      store.readAhead();
+    } catch (RuntimeException | Error e) {
+      if (e != cause) {
+        cause.addSuppressed(e);
+      }
+    }
+  }
+
+  private void trackNothing() {
+    tracking = false;
+    for (int l = 0; l < store.layers(); l++) {
+      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
+        store.track(l, h, false);
+      }
+    }
+  }
+
+  /**
    * To be called when the sequence has been emptied. What was chosen for it is forgotten; a reused
    * profile is not.
    */
   public void clear() {
-    endMark();
-    if (bounds != null) {
-      bounds = null;
-      store.stopStatistic();
-    }
-    stopTracking();
+    boolean wasMarked = marked != null;
+    boolean counted = bounds != null;
+    boolean tracked = tracking;
+    marked = null;
+    bounds = null;
+    length = 0;
+    failure = null;
     decided = false;
     scoredFrom = 0;
     profile = given;
     chosen = List.of();
     dropping = new HeadPolicy[0];
-    store.readAhead(); // forgets what was
     log.clear();
     cellMaps.forEach(CellMap::clear);
-  }
-
-  private void stopTracking() {
-    for (int l = 0; l < store.layers() && tracking; l++) {
-      for (int h = 0; h < store.shape(l).kvHeads(); h++) {
-        store.track(l, h, false);
-      }
+    store.forgetQueued();
+    if (wasMarked) {
+      store.endMark();
     }
-    tracking = false;
+    if (counted) {
+      store.stopStatistic();
+    }
+    if (tracked) {
+      trackNothing();
+    }
+    store.readAhead(); // forgets what was
   }
 
   /**
@@ -289,13 +389,18 @@ public final class CacheManager {
     if (marked == null) {
       return;
     }
-    store.takeBack();
-    bounds = marked.bounds;
-    scoredFrom = marked.scoredFrom;
-    if (!marked.tracking) {
-      stopTracking();
-    }
+    Marked before = marked;
     marked = null;
+    try {
+      store.takeBack();
+      bounds = before.bounds;
+      scoredFrom = before.scoredFrom;
+      if (!before.tracking && tracking) {
+        trackNothing();
+      }
+    } catch (RuntimeException | Error e) {
+      giveUp(e);
+    }
   }
 
   /**
@@ -327,14 +432,20 @@ public final class CacheManager {
             new HeadUse(
                 shape.layer(),
                 h,
-                keepsAll ? "full" : decided ? chosen.get(heads.size()).name() : UNDECIDED,
+                keepsAll() ? "full" : decided ? chosen.get(heads.size()).name() : UNDECIDED,
                 slots,
-                Math.max(slots, Math.min(log.length(), shape.cells())),
+                Math.max(slots, Math.min(length, shape.cells())),
                 shape.slotBytes()));
       }
     }
     return new CacheReport(
-        log.length(), keepsAll || decided, layers, heads, store.residentBytes(), store.fullBytes());
+        length,
+        keepsAll() || decided,
+        layers,
+        heads,
+        store.residentBytes(),
+        store.fullBytes(),
+        Optional.ofNullable(failure));
   }
 
   private void decideIfEnough() {
@@ -438,7 +549,7 @@ public final class CacheManager {
       scratch.ensure(head.slots());
     }
     store.readAhead(); // forgets what was read: the slots are others now
-    prepareStep();
+    prepare();
   }
 
   private void compact(Scratch[] scratches) {

@@ -104,6 +104,12 @@ public interface CacheStore {
   /** Carries out the queued evictions, all in one native call; does nothing when there are none. */
   void flushEvictions();
 
+  /**
+   * Forgets the evictions that are queued, what was announced, and what was read ahead: what they
+   * were part of failed. Never fails itself.
+   */
+  void forgetQueued();
+
   /** Whether the head's scores go on being accumulated by every query. Off at first. */
   void track(int layer, int head, boolean on);
 

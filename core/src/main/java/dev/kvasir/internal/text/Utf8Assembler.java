@@ -25,6 +25,11 @@ public final class Utf8Assembler {
     System.arraycopy(all, complete, held, 0, heldCount);
   }
 
+  /** Whether bytes are held back. */
+  public boolean unfinished() {
+    return heldCount > 0;
+  }
+
   /** Appends U+FFFD for bytes that are still held back: no more will come. */
   public void finish(StringBuilder target) {
     if (heldCount > 0) {

@@ -171,6 +171,11 @@ final class ArrayStore implements CacheStore {
   }
 
   @Override
+  public void forgetQueued() {
+    evictionCount = 0;
+  }
+
+  @Override
   public void track(int layer, int head, boolean on) {}
 
   @Override

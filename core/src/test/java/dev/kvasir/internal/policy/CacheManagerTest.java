@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.ProfileException;
+import dev.kvasir.Seeds;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.Candidates;
 import dev.kvasir.cache.FastGen;
@@ -25,7 +26,7 @@ import org.junit.jupiter.api.Test;
  * clearing do.
  */
 class CacheManagerTest {
-  private final long seed = System.nanoTime();
+  private final long seed = Seeds.of(CacheManagerTest.class);
   private final Random random = new Random(seed);
   private final FakeStore store = FakeStore.of(seed, 2, 2, 2, 2048);
   private final FakeKinds kinds = new FakeKinds();

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvasir.Seeds;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.Candidate;
 import dev.kvasir.cache.Candidates;
@@ -34,7 +35,7 @@ import org.junit.jupiter.params.provider.ValueSource;
  * positions.
  */
 class DecodeTest {
-  private final long seed = System.nanoTime();
+  private final long seed = Seeds.of(DecodeTest.class);
   private final Random random = new Random(seed);
 
   /** What one head should hold, kept step by step in plain sets. */
@@ -325,6 +326,13 @@ class DecodeTest {
           announced.put(new Key(layer, head, reading), new Span(first, new float[columns * count]));
       assertNull(before, "announced twice");
       assertTrue(first + count <= slots(layer, head), "slots that are not there");
+    }
+
+    @Override
+    public void forgetQueued() {
+      super.forgetQueued();
+      announced.clear();
+      ahead.clear();
     }
 
     @Override

@@ -6,7 +6,7 @@ import java.util.Random;
  * A vocabulary of 100 tokens: 0 to 4 are control tokens, 5 to 19 are punctuation; 50 51 52 and 60
  * 61 are markers.
  */
-final class FakeKinds implements TokenKinds {
+public final class FakeKinds implements TokenKinds {
   @Override
   public byte kindOf(int token) {
     return token < 5 ? SPECIAL : token < 20 ? PUNCTUATION : OTHER;

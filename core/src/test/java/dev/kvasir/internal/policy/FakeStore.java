@@ -4,13 +4,14 @@ import dev.kvasir.cache.LayerPlace;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * A store in plain arrays that computes attention itself: every appended token attends to the
  * tokens that its head holds, with weights from {@link #attention}, and feeds scores and statistic
  * as the native store does. It fails on misuse.
  */
-class FakeStore implements CacheStore {
+public class FakeStore implements CacheStore {
 
   /** One slot. */
   private static final class Slot {
@@ -51,12 +52,27 @@ class FakeStore implements CacheStore {
   }
 
   /** Layers of the same shape, none of them sliding. */
-  static FakeStore of(long seed, int layers, int kvHeads, int queryGroup, int cells) {
+  public static FakeStore of(long seed, int layers, int kvHeads, int queryGroup, int cells) {
     var shapes = new LayerShape[layers];
     for (int l = 0; l < layers; l++) {
       shapes[l] = new LayerShape(l, kvHeads, queryGroup, 8, 8, 32, cells, false);
     }
     return new FakeStore(seed, 0, shapes);
+  }
+
+  /** Drops every token from a position on, as cutting the sequence there does. */
+  public final void truncate(int position) {
+    for (int l = 0; l < shapes.length; l++) {
+      for (int h = 0; h < heads[l].length; h++) {
+        var slots = heads[l][h].slots;
+        int[] kept =
+            IntStream.range(0, slots.size())
+                .filter(s -> slots.get(s).position < position)
+                .toArray();
+        keep(l, h, kept, kept.length);
+      }
+    }
+    length = position;
   }
 
   /** Drops everything, as removing the sequence does. */
@@ -114,7 +130,7 @@ class FakeStore implements CacheStore {
   }
 
   /** Evaluates so many tokens. */
-  void evaluate(int tokens) {
+  public void evaluate(int tokens) {
     for (int t = 0; t < tokens; t++) {
       for (int l = 0; l < shapes.length; l++) {
         int cell = (length + (shapes[l].sliding() ? 0 : skipped())) % shapes[l].cells();
@@ -173,7 +189,7 @@ class FakeStore implements CacheStore {
   }
 
   /** Positions that a head holds, ascending. */
-  int[] held(int layer, int head) {
+  public int[] held(int layer, int head) {
     return heads[layer][head].slots.stream().mapToInt(s -> s.position).sorted().toArray();
   }
 
@@ -181,7 +197,8 @@ class FakeStore implements CacheStore {
     return heads[layer][head].tracked;
   }
 
-  int[] bounds() {
+  /** Of the statistic that runs; null: none does. */
+  public int[] bounds() {
     return bounds;
   }
 
@@ -314,6 +331,11 @@ class FakeStore implements CacheStore {
   }
 
   @Override
+  public void forgetQueued() {
+    evictions.clear();
+  }
+
+  @Override
   public void track(int layer, int head, boolean on) {
     heads[layer][head].tracked = on;
   }
@@ -406,18 +428,6 @@ class FakeStore implements CacheStore {
       }
     }
     mark = null;
-  }
-
-  /** Drops what came last, as a roll-back does. */
-  void truncate(int length) {
-    for (var layer : heads) {
-      for (var head : layer) {
-        while (!head.slots.isEmpty() && head.slots.getLast().position >= length) {
-          head.slotOfCell[head.slots.removeLast().cell] = -1;
-        }
-      }
-    }
-    this.length = length;
   }
 
   @Override

@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvasir.Seeds;
 import dev.kvasir.cache.Candidate;
 import dev.kvasir.cache.Candidates;
 import dev.kvasir.cache.FastGen;
@@ -25,7 +26,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 
 /** Recovery and cost from the statistic, against whole attention matrices in double precision. */
 class RecoveryMeterTest {
-  private final long seed = System.nanoTime();
+  private final long seed = Seeds.of(RecoveryMeterTest.class);
   private final Random random = new Random(seed);
 
   private FastGen randomPolicy(Candidates candidates) {

@@ -3,6 +3,7 @@ package dev.kvasir.internal.text;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 
+import dev.kvasir.Seeds;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.Random;
@@ -14,7 +15,7 @@ class Utf8AssemblerTest {
 
   @Test
   void anyPortionsGiveWholeCodePoints() {
-    long seed = System.nanoTime();
+    long seed = Seeds.of(Utf8AssemblerTest.class);
     Random random = new Random(seed);
     byte[] bytes = TEXT.getBytes(StandardCharsets.UTF_8);
     for (int round = 0; round < 200; round++) {

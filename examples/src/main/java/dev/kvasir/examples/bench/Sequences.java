@@ -77,7 +77,7 @@ interface Sequences extends AutoCloseable {
 
     @Override
     public void step(int token) {
-      session.evaluate(token);
+      session.step(token);
       session.logits(logits);
     }
 

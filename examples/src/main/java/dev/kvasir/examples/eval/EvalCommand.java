@@ -199,7 +199,7 @@ public final class EvalCommand implements Callable<Integer> {
       var expectations = new ArrayList<Distribution>();
       var logits = new float[on.vocabularySize()];
       for (int i = promptTokens; i < sample.length; i++) {
-        opened.evaluate(sample[i]);
+        opened.step(sample[i]);
         opened.logits(logits);
         expectations.add(new Distribution(logits));
       }
