@@ -47,7 +47,8 @@ public final class NativeContext implements Decoder {
   private final Arena arena;
   private final MemorySegment context;
   private final MemorySegment cache;
-  private final MemorySegment memory;
+  private final MemorySegment answer;
+  private final MemorySegment logitsOf;
   private final List<NativeCacheStore> stores;
   private final int sequences;
   private final int cells;
@@ -102,7 +103,8 @@ public final class NativeContext implements Decoder {
     }
     arena = sessionArena;
     try {
-      memory = NativeApi.llama_get_memory(context);
+      answer = arena.allocate(ValueLayout.JAVA_INT);
+      logitsOf = arena.allocate(NativeApi.C_POINTER);
       cells = NativeApi.llama_n_ctx_seq(context);
       capacity =
           options.contextSize() == 0
@@ -465,8 +467,8 @@ public final class NativeContext implements Decoder {
   /** Takes the sequence out of llama.cpp's memory from a position on; false when it cannot. */
   private boolean remove(int sequence, int position) {
     if (!model.recurrent() || position == 0) {
-      NativeApi.llama_memory_seq_rm(memory, sequence, position, -1);
-      return true;
+      return NativeStatus.ok(
+          NativeApi.kvasir_memory_remove(context, sequence, position, answer));
     }
     Checkpoint checkpoint = checkpoints[sequence];
     return checkpoint != null
@@ -525,7 +527,10 @@ public final class NativeContext implements Decoder {
   }
 
   private boolean reachesBackTo(int sequence, int position) {
-    int first = NativeApi.llama_memory_seq_pos_min(memory, sequence); // -1 when nothing is left
+    if (!NativeStatus.ok(NativeApi.kvasir_memory_first(context, sequence, answer))) {
+      return false;
+    }
+    int first = answer.get(ValueLayout.JAVA_INT, 0); // -1 when nothing is left
     return first >= 0 && first <= Math.max(0, position);
   }
 
@@ -557,7 +562,11 @@ public final class NativeContext implements Decoder {
   }
 
   private void clearNow() {
-    NativeApi.llama_memory_clear(memory, false);
+    int cleared = NativeApi.kvasir_memory_clear(context);
+    if (!NativeStatus.ok(cleared)) {
+      throw new KvasirException(
+          "The context could not be cleared: " + NativeStatus.text(cleared) + ".");
+    }
     if (cache.address() != 0) {
       for (int sequence = 0; sequence < sequences; sequence++) {
         int status = NativeApi.kvasir_cache_truncate(cache, sequence, 0);
@@ -570,12 +579,12 @@ public final class NativeContext implements Decoder {
   }
 
   private MemorySegment logits(int index) {
-    MemorySegment logits = NativeApi.llama_get_logits_ith(context, index);
-    if (logits.address() == 0) {
+    int status = NativeApi.kvasir_logits(context, index, logitsOf);
+    if (!NativeStatus.ok(status)) {
       throw new KvasirException(
-          "llama.cpp has no logits for token " + index + " of the last batch.");
+          "The logits cannot be read: " + NativeStatus.text(status) + ".");
     }
-    return logits;
+    return logitsOf.get(NativeApi.C_POINTER, 0);
   }
 
   private long logitsBytes() {

@@ -3,16 +3,20 @@ package dev.kvasir.internal.llama;
 import dev.kvasir.KvasirException;
 import dev.kvasir.Sampling;
 import dev.kvasir.bindings.generated.NativeApi;
+import dev.kvasir.bindings.generated.kvasir_sampling;
 import dev.kvasir.internal.engine.Sampler;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 
 /** llama.cpp's samplers in a chain, made from {@link Sampling}. */
 final class SamplerChain implements Sampler {
   private final MemorySegment context;
+  private final Arena arena = Arena.ofShared();
   private final MemorySegment chain;
-  private final MemorySegment penalties;
+  private final MemorySegment drawn;
+  private final boolean penalties;
   private final int window;
   private int[] seen = new int[0]; // by the penalties, if there are some; the newest last
   private int seenCount;
@@ -21,78 +25,63 @@ final class SamplerChain implements Sampler {
   SamplerChain(Sampling sampling, int vocabularySize, MemorySegment context) {
     this.context = context;
     window = sampling.penaltyWindow();
-    try (Arena arena = Arena.ofConfined()) {
-      chain =
-          NativeApi.llama_sampler_chain_init(NativeApi.llama_sampler_chain_default_params(arena));
-    }
+    penalties =
+        window > 0
+            && (sampling.repeatPenalty() != 1
+                || sampling.frequencyPenalty() != 0
+                || sampling.presencePenalty() != 0);
     try {
-      penalties = fill(sampling, vocabularySize);
+      drawn = arena.allocate(ValueLayout.JAVA_INT);
+      chain = create(sampling, vocabularySize);
     } catch (Throwable e) {
-      NativeApi.llama_sampler_free(chain);
+      arena.close();
       throw e;
     }
   }
 
-  /** Adds the samplers, and returns that of the penalties. */
-  private MemorySegment fill(Sampling sampling, int vocabularySize) {
-    boolean penalised =
-        sampling.penaltyWindow() > 0
-            && (sampling.repeatPenalty() != 1
-                || sampling.frequencyPenalty() != 0
-                || sampling.presencePenalty() != 0);
-    MemorySegment first =
-        penalised
-            ? add(
-                NativeApi.llama_sampler_init_penalties(
-                    vocabularySize,
-                    sampling.penaltyWindow(),
-                    sampling.repeatPenalty(),
-                    sampling.frequencyPenalty(),
-                    sampling.presencePenalty()))
-            : MemorySegment.NULL;
-    if (sampling.temperature() <= 0) {
-      add(NativeApi.llama_sampler_init_greedy());
-      return first;
+  private static MemorySegment create(Sampling sampling, int vocabularySize) {
+    try (Arena local = Arena.ofConfined()) {
+      MemorySegment wanted = kvasir_sampling.allocate(local);
+      kvasir_sampling.temperature(wanted, sampling.temperature());
+      kvasir_sampling.top_k(wanted, sampling.topK());
+      kvasir_sampling.top_p(wanted, sampling.topP());
+      kvasir_sampling.min_p(wanted, sampling.minP());
+      kvasir_sampling.repeat_penalty(wanted, sampling.repeatPenalty());
+      kvasir_sampling.frequency_penalty(wanted, sampling.frequencyPenalty());
+      kvasir_sampling.presence_penalty(wanted, sampling.presencePenalty());
+      kvasir_sampling.penalty_window(wanted, sampling.penaltyWindow());
+      kvasir_sampling.seed(wanted, (int) sampling.seed());
+      MemorySegment result = local.allocate(NativeApi.C_POINTER);
+      require(NativeApi.kvasir_sampler_new(wanted, vocabularySize, result));
+      return result.get(NativeApi.C_POINTER, 0);
     }
-    if (sampling.topK() > 0) {
-      add(NativeApi.llama_sampler_init_top_k(sampling.topK()));
-    }
-    if (sampling.topP() < 1) {
-      add(NativeApi.llama_sampler_init_top_p(sampling.topP(), 1));
-    }
-    if (sampling.minP() > 0) {
-      add(NativeApi.llama_sampler_init_min_p(sampling.minP(), 1));
-    }
-    add(NativeApi.llama_sampler_init_temp(sampling.temperature()));
-    add(NativeApi.llama_sampler_init_dist((int) sampling.seed()));
-    return first;
   }
 
-  private MemorySegment add(MemorySegment sampler) {
-    if (sampler.address() == 0) {
-      throw new KvasirException("llama.cpp could not make a sampler.");
+  private static void require(int status) {
+    if (!NativeStatus.ok(status)) {
+      throw new KvasirException(
+          "llama.cpp's samplers failed: " + NativeStatus.text(status) + ".");
     }
-    NativeApi.llama_sampler_chain_add(chain, sampler);
-    return sampler;
   }
 
   @Override
   public int draw() {
-    int token = NativeApi.llama_sampler_sample(chain, context, -1);
+    require(NativeApi.kvasir_sampler_sample(chain, context, -1, drawn));
+    int token = drawn.get(ValueLayout.JAVA_INT, 0);
     remember(token);
     return token;
   }
 
   @Override
   public void accept(int token) {
-    if (penalties.address() != 0) {
-      NativeApi.llama_sampler_accept(penalties, token);
+    if (penalties) {
+      require(NativeApi.kvasir_sampler_accept(chain, token));
       remember(token);
     }
   }
 
   private void remember(int token) {
-    if (penalties.address() == 0) {
+    if (!penalties) {
       return;
     }
     if (seenCount == seen.length) {
@@ -103,23 +92,24 @@ final class SamplerChain implements Sampler {
 
   @Override
   public void takeBack(int count) {
-    if (penalties.address() != 0 && count > 0) {
+    if (penalties && count > 0) {
       seenCount = Math.max(0, seenCount - count);
-      NativeApi.llama_sampler_reset(penalties);
+      require(NativeApi.kvasir_sampler_forget(chain));
       for (int i = Math.max(0, seenCount - window); i < seenCount; i++) {
-        NativeApi.llama_sampler_accept(penalties, seen[i]);
+        require(NativeApi.kvasir_sampler_accept(chain, seen[i]));
       }
     }
   }
 
   @Override
   public void reset() {
-    NativeApi.llama_sampler_reset(chain);
+    require(NativeApi.kvasir_sampler_reset(chain));
     seenCount = 0;
   }
 
   @Override
   public void close() {
-    NativeApi.llama_sampler_free(chain);
+    NativeApi.kvasir_sampler_free(chain);
+    arena.close();
   }
 }
