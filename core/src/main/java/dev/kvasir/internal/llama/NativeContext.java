@@ -467,8 +467,7 @@ public final class NativeContext implements Decoder {
   /** Takes the sequence out of llama.cpp's memory from a position on; false when it cannot. */
   private boolean remove(int sequence, int position) {
     if (!model.recurrent() || position == 0) {
-      return NativeStatus.ok(
-          NativeApi.kvasir_memory_remove(context, sequence, position, answer));
+      return NativeStatus.ok(NativeApi.kvasir_memory_remove(context, sequence, position, answer));
     }
     Checkpoint checkpoint = checkpoints[sequence];
     return checkpoint != null
@@ -581,8 +580,7 @@ public final class NativeContext implements Decoder {
   private MemorySegment logits(int index) {
     int status = NativeApi.kvasir_logits(context, index, logitsOf);
     if (!NativeStatus.ok(status)) {
-      throw new KvasirException(
-          "The logits cannot be read: " + NativeStatus.text(status) + ".");
+      throw new KvasirException("The logits cannot be read: " + NativeStatus.text(status) + ".");
     }
     return logitsOf.get(NativeApi.C_POINTER, 0);
   }

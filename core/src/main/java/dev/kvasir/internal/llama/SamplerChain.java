@@ -59,8 +59,7 @@ final class SamplerChain implements Sampler {
 
   private static void require(int status) {
     if (!NativeStatus.ok(status)) {
-      throw new KvasirException(
-          "llama.cpp's samplers failed: " + NativeStatus.text(status) + ".");
+      throw new KvasirException("llama.cpp's samplers failed: " + NativeStatus.text(status) + ".");
     }
   }
 
