@@ -2,12 +2,15 @@ package dev.kvasir;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.Map;
+import java.util.concurrent.CountDownLatch;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -21,6 +24,80 @@ class ExitTest {
       assertFalse(
           files.anyMatch(file -> file.getFileName().toString().startsWith("hs_err")),
           child.output());
+    }
+  }
+
+  /** The exit does not wait, a hook is told, and closing what computes waits for no one. */
+  @Test
+  void aHookIsToldThatTheJvmExits(@TempDir Path directory)
+      throws IOException, InterruptedException {
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 120, Hooked.class);
+    assertEquals(7, child.exitValue(), child.output());
+    assertTrue(child.output().contains("hook: ExitingException"), child.output());
+    assertTrue(child.output().contains("group: ExitingException"), child.output());
+    assertTrue(child.output().contains("closed"), child.output());
+  }
+
+  /** A server that holds the exit decodes in its hook. */
+  @Test
+  void aHoldGivesAHookTime(@TempDir Path directory) throws IOException, InterruptedException {
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 120, Hooked.class, "hold");
+    assertEquals(7, child.exitValue(), child.output());
+    assertTrue(child.output().contains("hook: 1 token"), child.output());
+  }
+
+  /** Exits while a group decodes, and decodes in a shutdown hook. */
+  static final class Hooked {
+    private Hooked() {}
+
+    public static void main(String[] arguments) throws InterruptedException {
+      Model model = Model.load(TestModels.path());
+      SessionOptions options = SessionOptions.defaults().withContextSize(512).withThreads(1);
+      Session session = model.newSession(options);
+      SessionGroup group = model.newSessionGroup(2, options);
+      int word = model.tokenize("word", false, false)[0];
+      CountDownLatch ended = new CountDownLatch(1);
+      Thread stepping =
+          new Thread(
+              () -> {
+                try {
+                  while (true) {
+                    group.clear();
+                    group.prefill(0, word, word, word);
+                  }
+                } catch (ExitingException e) {
+                  System.out.println("group: ExitingException");
+                  ended.countDown();
+                }
+              });
+      stepping.setDaemon(true);
+      stepping.start();
+      boolean holds = arguments.length > 0;
+      ExitHold hold = holds ? ExitHold.open(Duration.ofSeconds(100)) : null;
+      Runtime.getRuntime()
+          .addShutdownHook(
+              new Thread(
+                  () -> {
+                    try {
+                      if (!holds) {
+                        ended.await(); // by then the exit has begun for certain
+                      }
+                      session.evaluate(word);
+                      System.out.println("hook: " + session.position() + " token");
+                    } catch (ExitingException e) {
+                      System.out.println("hook: ExitingException");
+                    } catch (InterruptedException e) {
+                      System.out.println("hook: " + e);
+                    }
+                    if (hold != null) {
+                      hold.close();
+                    }
+                    group.close();
+                    session.close();
+                    System.out.println("closed");
+                  }));
+      Thread.sleep(500);
+      System.exit(7);
     }
   }
 
