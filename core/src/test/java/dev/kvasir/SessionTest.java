@@ -470,8 +470,7 @@ class SessionTest {
         single.step(tokens[i]);
         assertTrue(Logits.divergence(single.logits(), rows.get(i)) < tolerance, "token " + i);
         if (i > 0) { // and a row of another token would not pass
-          assertTrue(
-              Logits.divergence(single.logits(), rows.get(i - 1)) > tolerance, "token " + i);
+          assertTrue(Logits.divergence(single.logits(), rows.get(i - 1)) > tolerance, "token " + i);
         }
       }
     }
