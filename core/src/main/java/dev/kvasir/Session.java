@@ -70,6 +70,7 @@ public final class Session implements AutoCloseable {
   private int[] unseen = new int[16];
   private int unseenCount;
   private boolean hasLogits;
+  private boolean emptied; // by the last roll-back
   private boolean closed;
   private @Nullable Reply openReply;
 
@@ -832,7 +833,15 @@ public final class Session implements AutoCloseable {
 
   private void rollBackAfter(Throwable cause, int start) {
     try {
+      emptied = false;
       rollBack(start);
+      if (emptied && start > 0) {
+        cause.addSuppressed(
+            new SessionStateException(
+                "The session is empty now: its memory cannot be brought back to the "
+                    + start
+                    + " tokens that it held, as a sliding window has moved on or a recurrent state has changed."));
+      }
     } catch (Throwable e) {
       if (e != cause) {
         cause.addSuppressed(e);
@@ -854,6 +863,7 @@ public final class Session implements AutoCloseable {
       // A sliding window has moved on and what it dropped cannot be brought back, or the step of a
       // recurrent model failed.
       forget();
+      emptied = true;
     }
   }
 }

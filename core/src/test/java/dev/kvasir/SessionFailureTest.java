@@ -288,6 +288,19 @@ class SessionFailureTest {
   }
 
   @Test
+  void aSessionThatCouldNotBeBroughtBackSaysSo() {
+    FakeDecoder engine = FakeDecoder.of(1, faults);
+    Session session = engine.session(options(), faults);
+    session.evaluate(1, 2, 3);
+    engine.cuttable = false;
+    faults.fail("decode", 2, () -> new DecodeException("no luck"));
+    DecodeException failed =
+        assertThrows(DecodeException.class, () -> session.evaluate(text(20, 1)));
+    assertTrue(failed.getSuppressed()[0].getMessage().contains("empty"), failed.toString());
+    assertEquals(0, session.position());
+  }
+
+  @Test
   void aStepThatWasGivenUpIsNotTakenForDone() {
     FakeDecoder engine = FakeDecoder.of(1, faults);
     Session session = engine.session(options(), faults);
