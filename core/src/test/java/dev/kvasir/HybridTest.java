@@ -187,9 +187,10 @@ class HybridTest {
 
   @Test
   void aSequenceOfAGroupThatHasNoRoomForAPrompt() {
-    SessionOptions limited = options().withCacheMemoryLimit(700 * TOKEN_BYTES);
+    SessionOptions unlimited = options().withSampling(Sampling.defaults());
+    SessionOptions limited = unlimited.withCacheMemoryLimit(700 * TOKEN_BYTES);
     try (SessionGroup group = adaptive.newSessionGroup(2, limited);
-        SessionGroup free = adaptive.newSessionGroup(2, options())) {
+        SessionGroup free = adaptive.newSessionGroup(2, unlimited)) {
       for (SessionGroup g : List.of(group, free)) {
         g.prefill(0, tokens(200, 15));
         g.prefill(1, tokens(100, 16));
