@@ -12,6 +12,8 @@ import java.util.Arrays;
 import java.util.Map;
 import java.util.concurrent.CountDownLatch;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.condition.DisabledOnOs;
+import org.junit.jupiter.api.condition.OS;
 import org.junit.jupiter.api.io.TempDir;
 
 /** A JVM that exits while another thread decodes ends with its own status, not in a crash. */
@@ -44,6 +46,76 @@ class ExitTest {
     ChildJvm child = ChildJvm.run(directory, Map.of(), 120, Hooked.class, "hold");
     assertEquals(7, child.exitValue(), child.output());
     assertTrue(child.output().contains("hook: 1 token"), child.output());
+  }
+
+  /** The computation is given up in its midst: neither waited for nor cut off. */
+  @Test
+  @DisabledOnOs(value = OS.WINDOWS, disabledReason = "there is no such signal")
+  void aSignalGivesUpALongPrompt(@TempDir Path directory) throws IOException, InterruptedException {
+    ChildJvm child = ChildJvm.run(directory, Map.of(), 120, Terminated.class);
+    assertEquals(128 + 15, child.exitValue(), child.output());
+    assertTrue(child.output().contains("evaluate: ExitingException"), child.output());
+    assertFalse(child.output().contains("evaluate: computed"), child.output());
+  }
+
+  /**
+   * Is sent SIGTERM while its main thread computes thousands of tokens at once. A hook waits for
+   * what becomes of them, so that it is printed however long it takes.
+   */
+  static final class Terminated {
+    private static final int PROMPT = 4_000;
+
+    private Terminated() {}
+
+    public static void main(String[] arguments) {
+      Model model = Model.load(TestModels.path());
+      CountDownLatch ended = new CountDownLatch(1);
+      Runtime.getRuntime().addShutdownHook(new Thread(() -> await(ended)));
+      Thread signal = new Thread(Terminated::terminate);
+      signal.setDaemon(true);
+      Session session =
+          model.newSession(
+              SessionOptions.defaults()
+                  .withContextSize(PROMPT + 96)
+                  .withBatchSize(PROMPT)
+                  .withMicroBatchSize(PROMPT)
+                  .withThreads(1)
+                  .withPrefillListener(
+                      (done, total) -> {
+                        if (done == 0) {
+                          signal.start();
+                        }
+                      }));
+      int[] tokens = new int[PROMPT];
+      Arrays.fill(tokens, model.tokenize("word", false, false)[0]);
+      try {
+        session.evaluate(tokens);
+        System.out.println("evaluate: computed");
+      } catch (ExitingException e) {
+        System.out.println("evaluate: ExitingException");
+      }
+      ended.countDown();
+    }
+
+    /** Gives the computation, which takes seconds, time to begin. */
+    private static void terminate() {
+      try {
+        Thread.sleep(300);
+        new ProcessBuilder("kill", "-TERM", Long.toString(ProcessHandle.current().pid()))
+            .inheritIO()
+            .start();
+      } catch (IOException | InterruptedException e) {
+        System.out.println("no signal: " + e);
+      }
+    }
+
+    private static void await(CountDownLatch ended) {
+      try {
+        ended.await();
+      } catch (InterruptedException e) {
+        System.out.println("hook: " + e);
+      }
+    }
   }
 
   /** Exits while a group decodes, and decodes in a shutdown hook. */
