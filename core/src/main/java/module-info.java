@@ -6,6 +6,7 @@ module dev.kvasir {
   requires static transitive org.jspecify;
   requires com.fasterxml.jackson.databind;
   requires dev.kvasir.bindings;
+  requires jdk.management;
 
   exports dev.kvasir;
   exports dev.kvasir.cache;

@@ -5,16 +5,19 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.sun.management.OperatingSystemMXBean;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Profile;
 import java.io.IOException;
 import java.io.RandomAccessFile;
+import java.lang.management.ManagementFactory;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.List;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -162,6 +165,58 @@ class BadInputTest {
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withRepeatPenalty(0f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withSeed(1L << 32));
     assertThrows(IllegalArgumentException.class, () -> ModelOptions.defaults().withGpuLayers(-2));
+  }
+
+  private static long resident() throws IOException {
+    Path status = Path.of("/proc/self/status");
+    return Files.exists(status)
+        ? Files.readAllLines(status).stream()
+            .filter(line -> line.startsWith("VmHWM:"))
+            .mapToLong(line -> Long.parseLong(line.replaceAll("\\D", "")) << 10)
+            .sum()
+        : 0;
+  }
+
+  private static String refused(Model model, SessionOptions options) {
+    return assertThrows(InvalidOptionException.class, () -> model.newSession(options)).getMessage();
+  }
+
+  @Test
+  void aContextThatTheMachineCannotHold() throws IOException {
+    SessionOptions options =
+        TestModels.options().withContextSize(1 << 30).withBatchSize(4096).withMicroBatchSize(4096);
+    TestModels.adaptive();
+    TestModels.plain();
+    long before = resident();
+    for (Model model : List.of(TestModels.adaptive(), TestModels.plain())) {
+      String message = refused(model, options);
+      assertTrue(message.contains("1073741824") && message.contains("GiB"), message);
+      assertTrue(message.contains("Use a smaller contextSize"), message);
+    }
+    String several =
+        assertThrows(
+                InvalidOptionException.class,
+                () ->
+                    TestModels.adaptive()
+                        .newSessionGroup(
+                            2, options.withContextSize(1 << 29).withSampling(Sampling.defaults())))
+            .getMessage();
+    assertTrue(several.contains("2 sequences") && several.contains("GiB"), several);
+    assertTrue(resident() - before < 256 << 20, before + " " + resident());
+  }
+
+  @Test
+  void rowsThatAreAllocatedAtOnceCountAndOthersDoNot() {
+    // A cell of llama.cpp's own cache has 23,040 bytes: keys and values of 30 layers with 3 heads.
+    long memory =
+        ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
+    SessionOptions options = TestModels.options().withContextSize(Math.toIntExact(memory / 22_000));
+    String message = refused(TestModels.plain(), options);
+    assertTrue(message.contains("GiB") && message.contains("contextSize"), message);
+    try (Session session = TestModels.adaptive().newSession(options)) {
+      session.evaluate(TestModels.proseTokens(20));
+      assertEquals(options.contextSize(), session.contextSize());
+    }
   }
 
   @Test

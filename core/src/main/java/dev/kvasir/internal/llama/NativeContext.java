@@ -81,7 +81,8 @@ public final class NativeContext implements Decoder {
    *     own
    * @param keyType ggml type of the keys
    * @param valueType ggml type of the values
-   * @throws InvalidOptionException if llama.cpp refuses the options
+   * @throws InvalidOptionException if llama.cpp refuses the options, or the machine has no memory
+   *     for so large a context
    * @throws UnsupportedModelException if the store has no path for the model
    */
   public NativeContext(
@@ -168,11 +169,13 @@ public final class NativeContext implements Decoder {
             "A contextSize of %d is more than the model %s can have: it has learned %d positions, and no other. Use a contextSize up to that."
                 .formatted(size, model.file(), model.positions()));
       }
-      llama_context_params.n_ctx(params, sequences == 1 ? size : allCells(size, sequences));
+      int cells = sequences == 1 ? size : allCells(size, sequences);
       int batchSize = Math.max(sequences, options.batchSize());
+      int microBatchSize = Math.min(batchSize, Math.max(sequences, options.microBatchSize()));
+      SessionMemory.require(model, options, cells, sequences, microBatchSize);
+      llama_context_params.n_ctx(params, cells);
       llama_context_params.n_batch(params, batchSize);
-      llama_context_params.n_ubatch(
-          params, Math.min(batchSize, Math.max(sequences, options.microBatchSize())));
+      llama_context_params.n_ubatch(params, microBatchSize);
       llama_context_params.n_seq_max(params, sequences);
       llama_context_params.n_threads(params, threads);
       llama_context_params.n_threads_batch(

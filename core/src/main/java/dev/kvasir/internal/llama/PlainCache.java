@@ -7,9 +7,10 @@ import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.HeadUse;
 import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.internal.llama.gguf.AttentionShape;
-import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.IntPredicate;
+import java.util.stream.IntStream;
 
 /**
  * What llama.cpp's own KV cache holds. It cannot be asked: the figures follow from the model's
@@ -23,25 +24,44 @@ public final class PlainCache {
    * context at once, with all sequences.
    */
   public static CacheReport report(NativeContext context, SessionOptions options, int position) {
-    MemorySegment model = context.model().handle();
-    AttentionShape shape = context.model().attention();
-    int queryHeads = NativeApi.llama_model_n_head(model);
-    int width = queryHeads == 0 ? 0 : NativeApi.llama_model_n_embd(model) / queryHeads;
-    long slotBytes = rowBytes(options.keyType(), shape.keyLength(width));
-    if (!shape.latent()) { // else the values are a part of the keys
-      slotBytes += rowBytes(options.valueType(), shape.valueLength(width));
-    }
+    NativeModel model = context.model();
+    long slotBytes = slotBytes(model, options);
     List<HeadUse> heads = new ArrayList<>();
     List<LayerPlace> layers = new ArrayList<>();
-    for (int layer = 0; layer < context.model().layers(); layer++) {
-      layers.add(new LayerPlace(layer, context.model().deviceOf(layer).name(), "llama.cpp"));
-      int kvHeads = shape.kvHeads(layer, NativeApi.llama_model_n_head_kv(model));
+    for (int layer = 0; layer < model.layers(); layer++) {
+      layers.add(new LayerPlace(layer, model.deviceOf(layer).name(), "llama.cpp"));
+      int kvHeads = kvHeads(model, layer);
       for (int head = 0; head < kvHeads; head++) {
         heads.add(new HeadUse(layer, head, "full", position, position, slotBytes));
       }
     }
     long allocated = heads.size() * slotBytes * context.cells() * context.sequences();
     return new CacheReport(position, true, layers, heads, allocated, allocated);
+  }
+
+  /** Bytes of a cell in the chosen layers together. */
+  static long cellBytes(NativeModel model, SessionOptions options, IntPredicate layers) {
+    long heads =
+        IntStream.range(0, model.layers())
+            .filter(layers)
+            .mapToLong(layer -> kvHeads(model, layer))
+            .sum();
+    return heads * slotBytes(model, options);
+  }
+
+  private static int kvHeads(NativeModel model, int layer) {
+    return model.attention().kvHeads(layer, NativeApi.llama_model_n_head_kv(model.handle()));
+  }
+
+  /** Bytes of a cell in one KV head. */
+  private static long slotBytes(NativeModel model, SessionOptions options) {
+    AttentionShape shape = model.attention();
+    int queryHeads = NativeApi.llama_model_n_head(model.handle());
+    int width = queryHeads == 0 ? 0 : NativeApi.llama_model_n_embd(model.handle()) / queryHeads;
+    long keyBytes = rowBytes(options.keyType(), shape.keyLength(width));
+    return shape.latent() // then the values are a part of the keys
+        ? keyBytes
+        : keyBytes + rowBytes(options.valueType(), shape.valueLength(width));
   }
 
   private static long rowBytes(KvType type, int elements) {
