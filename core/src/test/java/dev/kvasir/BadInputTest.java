@@ -164,6 +164,12 @@ class BadInputTest {
         IllegalArgumentException.class, () -> Sampling.defaults().withTemperature(Float.NaN));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withRepeatPenalty(0f));
     assertThrows(IllegalArgumentException.class, () -> Sampling.defaults().withSeed(1L << 32));
+    // llama.cpp takes this one for a wish to have a seed drawn.
+    IllegalArgumentException lastSeed =
+        assertThrows(
+            IllegalArgumentException.class, () -> Sampling.defaults().withSeed(4_294_967_295L));
+    assertTrue(lastSeed.getMessage().contains("4294967294"), lastSeed.getMessage());
+    assertEquals(4_294_967_294L, Sampling.defaults().withSeed(4_294_967_294L).seed());
     assertThrows(IllegalArgumentException.class, () -> ModelOptions.defaults().withGpuLayers(-2));
   }
 

@@ -498,6 +498,32 @@ class SessionTest {
   }
 
   @Test
+  void aDrawnSeedIsToldAndDrawsTheSameAgain() {
+    SessionOptions options =
+        TestModels.options()
+            .withMaxTokens(20)
+            .withSampling(Sampling.defaults().withSeed(-1).withTemperature(1.2f));
+    String text;
+    long seed;
+    try (Session session = TestModels.adaptive().newSession(options)) {
+      seed = session.seed();
+      assertTrue(seed >= 0 && seed <= 0xFFFF_FFFEL, "" + seed);
+      text = session.complete("A list of words:").text();
+      session.clear();
+      assertEquals(text, session.complete("A list of words:").text(), "seed " + seed);
+      assertEquals(seed, session.seed());
+    }
+    try (Session again =
+        TestModels.adaptive().newSession(options.withSampling(options.sampling().withSeed(seed)))) {
+      assertEquals(seed, again.seed());
+      assertEquals(text, again.complete("A list of words:").text(), "seed " + seed);
+    }
+    try (Session other = TestModels.adaptive().newSession(options)) {
+      assertNotEquals(seed, other.seed()); // equal once in 2^32 runs
+    }
+  }
+
+  @Test
   void penaltiesLookAtThePromptToo() {
     String prompt = "1 2 3 1 2 3 1 2 3 1 2 3";
     SessionOptions options = TestModels.options().withMaxTokens(6);

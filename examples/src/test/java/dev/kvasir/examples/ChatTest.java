@@ -81,6 +81,18 @@ class ChatTest {
   }
 
   @Test
+  void theSeedThatWasDrawnAnswersTheSameAgain() {
+    var input = "Tell a story.\n/seed\n";
+    var drawn = CommandLineRun.onModel(input, "chat", "-n", "12", "--temp", "1.5");
+    assertEquals(0, drawn.exitCode(), drawn::err);
+    assertTrue(drawn.err().matches("--seed \\d+\\R"), drawn::err);
+    var seed = drawn.err().strip().split(" ", -1)[1];
+    var again = CommandLineRun.onModel(input, "chat", "-n", "12", "--temp", "1.5", "--seed", seed);
+    assertEquals(drawn.err(), again.err());
+    assertEquals(drawn.out(), again.out(), drawn::err);
+  }
+
+  @Test
   void aLineMayGoOnInTheNext() {
     var run =
         CommandLineRun.onModel(

@@ -14,7 +14,7 @@ import java.util.function.IntSupplier;
 final class Commands {
   /** What can be typed, for completion. */
   static final List<String> NAMES =
-      List.of("/help", "/cache", "/heads", "/save", "/clear", "/exit");
+      List.of("/help", "/cache", "/heads", "/save", "/seed", "/clear", "/exit");
 
   private static final String HELP =
       """
@@ -22,6 +22,7 @@ final class Commands {
       /cache      what the cache holds, by policy and layer
       /heads      what every KV head keeps, as a map
       /save FILE  writes the profile, for --kv-profile
+      /seed       what the answers were drawn by, for --seed
       /clear      forgets the conversation
       /exit       ends the program (also Ctrl-D)
       A line that ends with \\ goes on in the next. Ctrl-C ends an answer, a second one the program.
@@ -59,6 +60,7 @@ final class Commands {
       case "/heads" ->
           err.print(new HeadMap(session.cacheReport(), width.getAsInt(), colour).render());
       case "/save" -> save(argument);
+      case "/seed" -> err.println("--seed " + session.seed());
       case "/clear" -> {
         session.clear();
         err.println("The conversation is forgotten.");
