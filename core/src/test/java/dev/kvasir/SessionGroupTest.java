@@ -12,6 +12,7 @@ import dev.kvasir.cache.Target;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -158,6 +159,50 @@ class SessionGroupTest {
                         2, forGroup(options()).withCachePolicy(CachePolicy.fastgen())))
             .getMessage();
     assertTrue(message.contains("withProfile"), message);
+  }
+
+  @Test
+  void optionsThatAGroupCannotHonourAreRefusedByName() {
+    SessionOptions fine = forGroup(options()).withCachePolicy(CachePolicy.full());
+    Map<String, SessionOptions> refused =
+        Map.of(
+            "sampling", fine.withSampling(Sampling.defaults().withSeed(7)),
+            "systemPrompt", fine.withSystemPrompt("Be brief."),
+            "stopSequences", fine.withStopSequences("."),
+            "maxTokens", fine.withMaxTokens(5),
+            "controlTokens", fine.withControlTokens(true));
+    refused.forEach(
+        (name, options) -> {
+          String message =
+              assertThrows(InvalidOptionException.class, () -> model.newSessionGroup(2, options))
+                  .getMessage();
+          assertTrue(message.contains(" no " + name + ":"), name + ": " + message);
+        });
+    model.newSessionGroup(2, fine).close(); // without them it opens
+  }
+
+  @Test
+  void theFullPolicyKeepsEverythingBesideAProfile() {
+    SessionOptions options =
+        forGroup(options()).withProfile(profile(texts[0])).withCachePolicy(CachePolicy.full());
+    try (Session session = model.newSession(options)) {
+      session.evaluate(prompt(0));
+      assertEquals(1, session.cacheReport().keptFraction());
+    }
+    try (SessionGroup group = model.newSessionGroup(SEQUENCES, options)) {
+      for (int sequence = 0; sequence < SEQUENCES; sequence++) {
+        group.prefill(sequence, prompt(sequence));
+      }
+      group.step(5, 6, 7);
+      for (int sequence = 0; sequence < SEQUENCES; sequence++) {
+        int tokens = prompt(sequence).length + 1;
+        assertEquals(1, group.cacheReport(sequence).keptFraction());
+        group
+            .cacheReport(sequence)
+            .heads()
+            .forEach(head -> assertEquals(tokens, head.slots(), head.toString()));
+      }
+    }
   }
 
   @Test
