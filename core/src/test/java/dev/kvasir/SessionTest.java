@@ -9,6 +9,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.HeadProfile;
+import java.nio.FloatBuffer;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Iterator;
@@ -520,6 +521,38 @@ class SessionTest {
     }
     try (Session other = TestModels.adaptive().newSession(options)) {
       assertNotEquals(seed, other.seed()); // equal once in 2^32 runs
+    }
+  }
+
+  @Test
+  void theLogitsOfACallbackEndWithIt() {
+    int[] tokens = TestModels.proseTokens(5);
+    for (boolean adaptive : new boolean[] {true, false}) {
+      List<FloatBuffer> kept = new ArrayList<>();
+      try (Session session = model(adaptive).newSession(TestModels.options())) {
+        session.evaluateAllLogits(
+            tokens,
+            (index, logits) -> {
+              assertTrue(logits.isReadOnly());
+              assertEquals(session.model().vocabularySize(), logits.remaining());
+              assertTrue(Float.isFinite(logits.get(index)));
+              for (FloatBuffer before : kept) { // of this very batch
+                assertThrows(IllegalStateException.class, () -> before.get(0));
+              }
+              kept.add(logits);
+            });
+        assertEquals(tokens.length, kept.size());
+        requireDead(kept);
+      }
+      requireDead(kept);
+    }
+  }
+
+  private static void requireDead(List<FloatBuffer> buffers) {
+    for (FloatBuffer buffer : buffers) {
+      assertThrows(IllegalStateException.class, () -> buffer.get(0));
+      assertThrows(IllegalStateException.class, () -> buffer.get(new float[3]));
+      assertThrows(IllegalStateException.class, () -> buffer.duplicate().get());
     }
   }
 
