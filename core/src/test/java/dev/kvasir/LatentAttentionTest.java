@@ -36,8 +36,8 @@ class LatentAttentionTest {
   @BeforeAll
   static void load() {
     Path file = SyntheticModels.latent(directory.resolve("deepseek2.gguf"), LAYERS);
-    adaptive = Model.load(file);
-    plain = Model.load(file, ModelOptions.defaults().withAdaptiveCache(false));
+    adaptive = Model.load(file, ModelOptions.defaults().withDevice("CPU"));
+    plain = Model.load(file, ModelOptions.defaults().withDevice("CPU").withAdaptiveCache(false));
   }
 
   @AfterAll
