@@ -55,7 +55,8 @@ public final class Model implements AutoCloseable {
   /**
    * Opens a session: one sequence of tokens with a cache of its own.
    *
-   * @throws InvalidOptionException if an option does not fit this model
+   * @throws InvalidOptionException if an option does not fit this model, or the context not into
+   *     the memory of this machine
    * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this
    *     model
    * @throws ProfileException if the options' profile was made for another model
@@ -73,7 +74,7 @@ public final class Model implements AutoCloseable {
    * @param options of every sequence: its context size, its cache policy or profile; those about
    *     replies must be as by default
    * @throws InvalidOptionException if an option does not fit this model, asks for profiling, or is
-   *     about replies
+   *     about replies, or if the contexts do not fit into the memory of this machine
    * @throws UnsupportedModelException if the adaptive cache has no path for an operation of this
    *     model
    * @throws ProfileException if the options' profile was made for another model
