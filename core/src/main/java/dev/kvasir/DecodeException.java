@@ -5,7 +5,8 @@ package dev.kvasir;
  * values: none at all, or none below {@link SessionOptions#cacheMemoryLimit()}. The session was
  * rolled back to the state before the call, a {@link Reply} to that before its last token. It can
  * go on with fewer tokens, or be cleared; the same call fails again as long as the cache holds as
- * much, and has room in a session with a higher limit.
+ * much, and has room in a session with a higher limit. Where the session could not be rolled back,
+ * see {@link Session}, the message says that it is empty.
  */
 public final class DecodeException extends KvasirException {
   private static final long serialVersionUID = 1L;

@@ -47,6 +47,7 @@ public final class Reply implements Iterable<String>, AutoCloseable {
   private boolean iterated;
   private @Nullable StopReason stopReason;
   private int generatedTokens;
+  private boolean sessionEmptied;
   private boolean undecoded; // the token that was drawn last
   private long prefillNanos;
   private long decodeNanos;
@@ -90,8 +91,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
    * and {@link Iterator#next()} throw {@link DecodeException} when llama.cpp fails or {@link
    * SessionOptions#cacheMemoryLimit()} leaves no room, {@link ExitingException} when the JVM exits,
    * and {@link SessionStateException} as the session's methods do. The reply has ended then, with
-   * {@link StopReason#FAILED}; what was handed out stays in the conversation. A thread that is
-   * interrupted cancels the reply that it reads, see {@link #cancel()}.
+   * {@link StopReason#FAILED}; what was handed out stays in the conversation, unless {@link
+   * ReplyStatistics#sessionEmptied()}. A thread that is interrupted cancels the reply that it
+   * reads, see {@link #cancel()}.
    *
    * @throws SessionStateException at the second call
    */
@@ -133,8 +135,9 @@ public final class Reply implements Iterable<String>, AutoCloseable {
 
   /**
    * Ends the reply at the next token, or the prefill at the next operation. Any thread may call it.
-   * A cancelled prefill is rolled back: the session is as it was before the prompt (where a sliding
-   * window has already moved on, it is cleared). What was generated stays in the conversation.
+   * A cancelled prefill is rolled back: the session is as it was before the prompt, or, where it
+   * cannot be brought back (see {@link Session}), empty; {@link ReplyStatistics#sessionEmptied()}
+   * says which. What was generated stays in the conversation.
    */
   public void cancel() {
     cancelled = true;
@@ -147,7 +150,8 @@ public final class Reply implements Iterable<String>, AutoCloseable {
         generatedTokens,
         prefillNanos,
         decodeNanos,
-        Optional.ofNullable(stopReason));
+        Optional.ofNullable(stopReason),
+        sessionEmptied);
   }
 
   /**
@@ -222,6 +226,11 @@ public final class Reply implements Iterable<String>, AutoCloseable {
 
   private boolean unwanted() {
     return cancelled || Thread.currentThread().isInterrupted();
+  }
+
+  /** To be called by the session when it had to empty itself while the reply went on. */
+  void sessionEmptied() {
+    sessionEmptied = true;
   }
 
   /** Whether nothing of it was asked for yet. */
@@ -313,7 +322,7 @@ public final class Reply implements Iterable<String>, AutoCloseable {
       try {
         settle();
       } finally {
-        session.replyEnded(begun ? message : null, text.toString());
+        session.replyEnded(begun && !sessionEmptied ? message : null, text.toString());
       }
     }
   }
@@ -331,6 +340,11 @@ public final class Reply implements Iterable<String>, AutoCloseable {
 
   /** Makes the session hold what was handed out, and nothing more. */
   private void settle() {
+    if (sessionEmptied) { // nothing is left to settle or to take back
+      held.clear();
+      session.endMark();
+      return;
+    }
     letGo();
     session.settle(Math.max(0, held.size() - (undecoded ? 1 : 0)));
     Held first = held.peekFirst();

@@ -38,6 +38,23 @@ import org.jspecify.annotations.Nullable;
  * CancelledException}, or a reply that ends with {@link StopReason#CANCELLED}. The interrupt status
  * stays set.
  *
+ * <p>What fails or is cancelled is taken back, and the session is as it was before: its tokens, its
+ * conversation, and what the policy chose. Two kinds of models cannot always be taken back. The
+ * session is then emptied as by {@link #clear()}:
+ *
+ * <ul>
+ *   <li>of a model with sliding windows, when a prompt to a session with tokens had written over
+ *       those that the windows still need. Up to {@link SessionOptions#microBatchSize()} decoded
+ *       tokens of the prompt never do that. Models that have a recurrent state as well are emptied
+ *       in any case.
+ *   <li>of a recurrent or hybrid model, when a decode step fails in llama.cpp. Prompts are taken
+ *       back, and a step that {@link SessionOptions#cacheMemoryLimit()} forbids is refused before
+ *       it has begun.
+ * </ul>
+ *
+ * <p>The message of the exception says so (what a listener threw has it as a suppressed exception),
+ * {@link ReplyStatistics#sessionEmptied()} says so of a reply, and {@link #position()} is 0.
+ *
  * <p>When the policy fails behind a decode, for want of memory for example, the tokens are in the
  * session all the same: it keeps every token from there on, and {@link CacheReport#policyFailure}
  * says why, until it is cleared.
@@ -47,6 +64,8 @@ public final class Session implements AutoCloseable {
   private static final long ALL_LOGITS_BYTES = 128L << 20;
 
   private static final int NONE = -1;
+
+  private static final String SESSION = "The session";
 
   private static final BooleanSupplier INTERRUPTED = () -> Thread.currentThread().isInterrupted();
 
@@ -130,7 +149,9 @@ public final class Session implements AutoCloseable {
 
   /**
    * Says something to the model, in the chat format that it was trained with. The conversation goes
-   * on from the cache as the policy left it: only what is new is prefilled.
+   * on from the cache as the policy left it: only what is new is prefilled. If that is cancelled or
+   * fails, the conversation is as it was before the message, or empty where it {@linkplain Session
+   * cannot be brought back}.
    *
    * <p>The message is plain text, whatever it holds: only the chat template makes control tokens.
    * Nothing runs before the reply is read.
@@ -174,6 +195,9 @@ public final class Session implements AutoCloseable {
    * begin-of-sequence token is put first, if it wants one. The text of special tokens is plain text
    * here: whoever wrote it cannot begin a turn of the system's. A text that goes on where other
    * text ended is split without the space that SentencePiece puts before a text.
+   *
+   * <p>If the prefill is cancelled or fails, the session is as it was before the text, or empty
+   * where it {@linkplain Session cannot be brought back}.
    *
    * <p>Nothing runs before the reply is read.
    *
@@ -306,8 +330,10 @@ public final class Session implements AutoCloseable {
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
-   *     leaves no room; the session is as it was before
-   * @throws CancelledException if the thread is interrupted; the session is as it was before
+   *     leaves no room; the session is as it was before, or empty where it {@linkplain Session
+   *     cannot be brought back}
+   * @throws CancelledException if the thread is interrupted; the session is as it was before, or
+   *     empty where it {@linkplain Session cannot be brought back}
    * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
@@ -316,7 +342,7 @@ public final class Session implements AutoCloseable {
     try {
       prepareEvaluation(tokens);
       if (!prefill(tokens, INTERRUPTED)) {
-        throw interrupted(tokens.length);
+        throw takenBack(tokens.length);
       }
     } finally {
       exit();
@@ -329,7 +355,8 @@ public final class Session implements AutoCloseable {
    *
    * @throws ContextFullException if it does not fit
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
-   *     leaves no room; the token is not in the session
+   *     leaves no room; the token is not in the session, which is empty where it {@linkplain
+   *     Session cannot be brought back}
    * @throws CancelledException if the thread is interrupted; the token is not in the session
    * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if the id is not in the vocabulary
@@ -364,15 +391,26 @@ public final class Session implements AutoCloseable {
             + "\" was interrupted; nothing of them is in the session.");
   }
 
+  /** For a prompt that was cancelled and rolled back. */
+  private CancelledException takenBack(int tokens) {
+    CancelledException e = interrupted(tokens);
+    if (emptied) {
+      Emptied.say(e, SESSION);
+    }
+    return e;
+  }
+
   /**
    * As {@link #evaluate}, and hands over the logits of every token. They are computed in batches;
    * the policy is applied at the end. What the consumer throws ends it; the session is as it was
-   * before.
+   * before, or empty where it {@linkplain Session cannot be brought back}.
    *
    * @throws ContextFullException if they do not fit; nothing of them is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
-   *     leaves no room; the session is as it was before
-   * @throws CancelledException if the thread is interrupted; the session is as it was before
+   *     leaves no room; the session is as it was before, or empty where it {@linkplain Session
+   *     cannot be brought back}
+   * @throws CancelledException if the thread is interrupted; the session is as it was before, or
+   *     empty where it {@linkplain Session cannot be brought back}
    * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are none, or an id is not in the vocabulary
    */
@@ -399,7 +437,7 @@ public final class Session implements AutoCloseable {
                 }
               });
       if (!done) {
-        throw interrupted(tokens.length);
+        throw takenBack(tokens.length);
       }
     } finally {
       exit();
@@ -624,7 +662,9 @@ public final class Session implements AutoCloseable {
     sampler.takeBack(drawn);
     if (decoded > 0) {
       unseenCount = 0;
-      rollBack(position - decoded);
+      if (!rollBack(position - decoded)) {
+        return;
+      }
     }
     if (position > 0) {
       decoder.restoreLogits(logits);
@@ -833,14 +873,8 @@ public final class Session implements AutoCloseable {
 
   private void rollBackAfter(Throwable cause, int start) {
     try {
-      emptied = false;
-      rollBack(start);
-      if (emptied && start > 0) {
-        cause.addSuppressed(
-            new SessionStateException(
-                "The session is empty now: its memory cannot be brought back to the "
-                    + start
-                    + " tokens that it held, as a sliding window has moved on or a recurrent state has changed."));
+      if (!rollBack(start)) {
+        Emptied.say(cause, SESSION);
       }
     } catch (Throwable e) {
       if (e != cause) {
@@ -849,7 +883,9 @@ public final class Session implements AutoCloseable {
     }
   }
 
-  private void rollBack(int start) {
+  /** Takes everything from a position on out of the session; false when that emptied it. */
+  private boolean rollBack(int start) {
+    emptied = false;
     hasLogits = false;
     if (cache != null) {
       cache.rollBack();
@@ -863,7 +899,11 @@ public final class Session implements AutoCloseable {
       // A sliding window has moved on and what it dropped cannot be brought back, or the step of a
       // recurrent model failed.
       forget();
-      emptied = true;
+      emptied = start > 0;
+      if (emptied && openReply != null) {
+        openReply.sessionEmptied();
+      }
     }
+    return !emptied;
   }
 }

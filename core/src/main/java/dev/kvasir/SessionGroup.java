@@ -156,8 +156,10 @@ public final class SessionGroup implements AutoCloseable {
    *
    * @throws ContextFullException if it does not fit; nothing of it is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
-   *     leaves no room; the sequence is as it was before
-   * @throws CancelledException if the thread is interrupted; nothing is decoded then
+   *     leaves no room; the sequence is as it was before, or empty where it {@linkplain Session
+   *     cannot be brought back}: the message says so
+   * @throws CancelledException if the thread is interrupted; the sequence is as after a {@link
+   *     DecodeException}
    * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there are no tokens, or an id is not in the vocabulary
    */
@@ -223,7 +225,8 @@ public final class SessionGroup implements AutoCloseable {
    * @param tokens the next one of every sequence
    * @throws ContextFullException if a sequence is full; nothing is decoded then
    * @throws DecodeException if llama.cpp fails, or the {@link SessionOptions#cacheMemoryLimit()}
-   *     leaves no room; the sequences are as they were before
+   *     leaves no room; the sequences are as they were before, or empty where they {@linkplain
+   *     Session cannot be brought back}: the message says so
    * @throws CancelledException if the thread is interrupted; nothing is decoded then
    * @throws ExitingException if the JVM exits
    * @throws IllegalArgumentException if there is not one token for each, or an id is not in the
@@ -319,7 +322,9 @@ public final class SessionGroup implements AutoCloseable {
 
   private void rollBackAfter(Throwable cause, int sequence) {
     try {
-      rollBack(sequence);
+      if (!rollBack(sequence)) {
+        Emptied.say(cause, "Sequence " + sequence);
+      }
     } catch (Throwable e) {
       if (e != cause) {
         cause.addSuppressed(e);
@@ -327,7 +332,8 @@ public final class SessionGroup implements AutoCloseable {
     }
   }
 
-  private void rollBack(int sequence) {
+  /** Takes what is behind a sequence's position out of it; false when that emptied it. */
+  private boolean rollBack(int sequence) {
     Arrays.fill(logitsAt, NONE);
     if (!caches.isEmpty()) {
       caches.get(sequence).rollBack();
@@ -336,14 +342,17 @@ public final class SessionGroup implements AutoCloseable {
       if (!caches.isEmpty()) {
         caches.get(sequence).rolledBack();
       }
-    } else {
-      // A sliding window has moved on and what it dropped cannot be brought back.
-      decoder.truncate(sequence, 0);
-      positions[sequence] = 0;
-      if (!caches.isEmpty()) {
-        caches.get(sequence).clear();
-      }
+      return true;
     }
+    // A sliding window has moved on and what it dropped cannot be brought back, or the step of a
+    // recurrent model failed.
+    boolean wasEmpty = positions[sequence] == 0;
+    decoder.truncate(sequence, 0);
+    positions[sequence] = 0;
+    if (!caches.isEmpty()) {
+      caches.get(sequence).clear();
+    }
+    return wasEmpty;
   }
 
   private void check(int[] tokens) {

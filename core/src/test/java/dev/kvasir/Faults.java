@@ -27,7 +27,12 @@ final class Faults {
 
   /** From now on the n-th call of a method fails, in its place. */
   void fail(String method, int n, Supplier<? extends Throwable> with) {
-    fail(n, false, with);
+    fail(method, n, false, with);
+  }
+
+  /** From now on the n-th call of a method fails, in its place or after it was carried out. */
+  void fail(String method, int n, boolean after, Supplier<? extends Throwable> with) {
+    fail(n, after, with);
     only = method;
   }
 

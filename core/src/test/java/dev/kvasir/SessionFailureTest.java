@@ -10,6 +10,7 @@ import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.HeadUse;
 import dev.kvasir.cache.Target;
+import dev.kvasir.internal.llama.ChatMessage;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -296,8 +297,84 @@ class SessionFailureTest {
     faults.fail("decode", 2, () -> new DecodeException("no luck"));
     DecodeException failed =
         assertThrows(DecodeException.class, () -> session.evaluate(text(20, 1)));
-    assertTrue(failed.getSuppressed()[0].getMessage().contains("empty"), failed.toString());
+    assertTrue(
+        failed.getMessage().matches("no luck The session is empty now: .*"), failed.toString());
     assertEquals(0, session.position());
+
+    session.evaluate(1, 2, 3);
+    IllegalStateException ofAListener = new IllegalStateException("no luck");
+    assertThrows(
+        IllegalStateException.class,
+        () ->
+            session.evaluateAllLogits(
+                text(20, 1),
+                (index, logits) -> {
+                  throw ofAListener;
+                }));
+    assertTrue(
+        ofAListener.getSuppressed()[0].getMessage().startsWith("The session is empty now: "),
+        ofAListener.toString());
+    assertEquals(0, session.position());
+  }
+
+  @Test
+  void aSessionThatWasEmptyBeforeIsAsItWas() {
+    FakeDecoder engine = FakeDecoder.of(1, faults);
+    Session session = engine.session(options(), faults);
+    engine.cuttable = false;
+    faults.fail("decode", 2, () -> new DecodeException("no luck"));
+    DecodeException failed =
+        assertThrows(DecodeException.class, () -> session.evaluate(text(20, 1)));
+    assertEquals("no luck", failed.getMessage());
+    assertEquals(0, failed.getSuppressed().length);
+  }
+
+  @Test
+  void aReplyThatEmptiedItsSessionSaysSoAndLeavesNothingInIt() {
+    FakeDecoder engine = FakeDecoder.of(1, faults);
+    engine.say(60, 10, 11, 12, 13, 14, FakeDecoder.END);
+    Session session = engine.session(options().withStopSequences("cdex"), faults);
+    Reply reply = session.reply(text(60, 0), new ChatMessage(ChatMessage.USER, "hello"));
+    assertEquals("a", reply.iterator().next());
+    engine.cuttable = false;
+    // the fourth letter's token is drawn, and "cd" held back, when the step after it fails
+    faults.fail("decode", 4, true, () -> new DecodeException("no luck"));
+    DecodeException failed = assertThrows(DecodeException.class, reply::text);
+    assertTrue(
+        failed.getMessage().matches("no luck The session is empty now: .*"), failed.toString());
+    assertEquals(0, failed.getSuppressed().length, failed::toString);
+    assertTrue(reply.statistics().sessionEmptied());
+    assertEquals(Optional.of(StopReason.FAILED), reply.statistics().stopReason());
+    assertEquals(0, session.position());
+    assertEquals(List.of(), engine.seen);
+    assertEquals(List.of(), session.messageSpans());
+    assertThrows(IllegalArgumentException.class, () -> session.reply(new int[0], null));
+    try (Reply next = session.reply(text(30, 0), null)) {
+      next.text();
+      assertFalse(next.statistics().sessionEmptied());
+    }
+  }
+
+  @Test
+  void aGroupSaysWhichSequencesCouldNotBeBroughtBack() {
+    FakeDecoder engine = FakeDecoder.of(3, faults);
+    SessionGroup group = engine.group(SessionOptions.defaults(), faults);
+    group.prefill(0, text(20, 0));
+    group.prefill(1, text(20, 1));
+    group.prefill(2, text(20, 2));
+    engine.cuttable = false;
+    faults.fail("decode", 2, () -> new DecodeException("no luck"));
+    DecodeException failed =
+        assertThrows(DecodeException.class, () -> group.prefill(1, text(40, 3)));
+    assertTrue(
+        failed.getMessage().matches("no luck Sequence 1 is empty now: .*"), failed.toString());
+    assertEquals(List.of(20, 0, 20), IntStream.range(0, 3).map(group::position).boxed().toList());
+    faults.fail("decodeStep", 1, true, () -> new DecodeException("no luck"));
+    DecodeException step = assertThrows(DecodeException.class, () -> group.step(5, 6, 7));
+    assertTrue(
+        step.getMessage()
+            .matches("no luck Sequence 0 is empty now: .* Sequence 2 is empty now: [^:]*"),
+        step.toString());
   }
 
   @Test

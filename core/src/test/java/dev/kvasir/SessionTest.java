@@ -147,7 +147,7 @@ class SessionTest {
   void statisticsAddUp() {
     try (Session session = session(true)) {
       Reply reply = session.complete("One, two, three,");
-      assertEquals(new ReplyStatistics(0, 0, 0, 0, Optional.empty()), reply.statistics());
+      assertEquals(new ReplyStatistics(0, 0, 0, 0, Optional.empty(), false), reply.statistics());
       reply.text();
       ReplyStatistics statistics = reply.statistics();
       assertEquals(24, statistics.generatedTokens());

@@ -9,11 +9,14 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.Target;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * A model whose layers have sliding windows: llama.cpp keeps their tokens in a smaller ring of
@@ -80,6 +83,105 @@ class SlidingWindowTest {
       assertFalse(Float.isNaN(session.logits()[0]));
       double kept = session.cacheReport().keptFraction();
       assertTrue(kept < 0.7, "kept " + kept);
+    }
+  }
+
+  /** Cancels the replies that are given to it, when so much of their prompt is decoded. */
+  private static final class Canceller implements PrefillListener {
+    private Reply reply;
+    private int at;
+
+    @Override
+    public void prefilled(int done, int total) {
+      if (reply != null && done >= at) {
+        reply.cancel();
+      }
+    }
+
+    /** A reply whose prompt is cancelled, read to its end. */
+    ReplyStatistics cancel(Session session, int after) {
+      try (Reply cancelled = session.reply(tokens(400, 20), null)) {
+        reply = cancelled;
+        at = after;
+        assertEquals("", cancelled.text());
+        reply = null;
+        assertEquals(StopReason.CANCELLED, cancelled.statistics().stopReason().orElseThrow());
+        return cancelled.statistics();
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void aPromptThatIsCancelledInItsFirstMicroBatchLeavesNoTrace(boolean withCache) {
+    Model model = withCache ? adaptive : plain;
+    Canceller canceller = new Canceller();
+    try (Session session = model.newSession(options().withPrefillListener(canceller));
+        Session other = model.newSession(options().withPrefillListener((done, total) -> {}))) {
+      for (Session s : List.of(session, other)) {
+        s.evaluate(tokens(400, 9));
+      }
+      for (int after : new int[] {0, 1, 128}) {
+        assertFalse(canceller.cancel(session, after).sessionEmptied(), "after " + after);
+        assertEquals(400, session.position());
+      }
+      for (Session s : List.of(session, other)) {
+        s.evaluate(tokens(40, 10));
+        s.step(11);
+      }
+      double divergence = Logits.divergence(other.logits(), session.logits());
+      // llama.cpp's own attention sums the cells in their order, which is another one now.
+      assertTrue(divergence < (withCache ? 1e-9 : 1e-5), "KL " + divergence);
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void aCancelledPromptThatTheWindowCannotTakeBackSaysThatTheSessionIsEmpty(boolean withCache) {
+    Model model = withCache ? adaptive : plain;
+    Canceller canceller = new Canceller();
+    try (Session session = model.newSession(options().withPrefillListener(canceller));
+        Session fresh = model.newSession(options())) {
+      // There was nothing to lose.
+      assertFalse(canceller.cancel(session, 384).sessionEmptied());
+      session.evaluate(tokens(300, 12));
+      assertTrue(canceller.cancel(session, 384).sessionEmptied());
+      assertEquals(0, session.position());
+      for (Session s : List.of(session, fresh)) {
+        s.evaluate(tokens(80, 13));
+      }
+      assertArrayEquals(fresh.logits(), session.logits());
+    }
+  }
+
+  @Test
+  void anInterruptedPromptSaysThatTheSessionIsEmpty() {
+    PrefillListener interrupting =
+        (done, total) -> {
+          if (total == 600 && done >= 384) {
+            Thread.currentThread().interrupt();
+          }
+        };
+    SessionOptions options =
+        SessionOptions.defaults()
+            .withContextSize(1024)
+            .withMicroBatchSize(128)
+            .withThreads(TestModels.threads())
+            .withPrefillListener(interrupting);
+    try (Session session = adaptive.newSession(options);
+        SessionGroup group = adaptive.newSessionGroup(2, options)) {
+      session.evaluate(tokens(300, 14));
+      CancelledException cancelled =
+          assertThrows(CancelledException.class, () -> session.evaluate(tokens(600, 15)));
+      assertTrue(Thread.interrupted());
+      assertTrue(
+          cancelled.getMessage().contains("The session is empty now: "), cancelled.getMessage());
+      group.prefill(1, tokens(300, 14));
+      cancelled = assertThrows(CancelledException.class, () -> group.prefill(1, tokens(600, 15)));
+      assertTrue(Thread.interrupted());
+      assertTrue(
+          cancelled.getMessage().contains("Sequence 1 is empty now: "), cancelled.getMessage());
+      assertEquals(0, group.position(1));
     }
   }
 

@@ -496,8 +496,7 @@ public final class NativeContext implements Decoder {
     if (!remove(sequence, position)) {
       return false;
     }
-    boolean whole =
-        model.window() == 0 || position == 0 || reachesBackTo(sequence, position - model.window());
+    boolean whole = model.window() == 0 || position == 0 || windowIsWhole(sequence, position);
     if (cache.address() != 0) {
       if (model.window() == 0) {
         // With one sequence a stream and nothing reused, cells are positions.
@@ -525,15 +524,18 @@ public final class NativeContext implements Decoder {
       Checkpoint checkpoint = checkpoints[sequence];
       return checkpoint != null && checkpoint.position() == position;
     }
-    return model.window() == 0 || reachesBackTo(sequence, position - model.window());
+    return model.window() == 0 || windowIsWhole(sequence, position);
   }
 
-  private boolean reachesBackTo(int sequence, int position) {
+  /**
+   * Whether everything is left that the token of a position would see: itself is one of the window.
+   */
+  private boolean windowIsWhole(int sequence, int position) {
     if (!NativeStatus.ok(NativeApi.kvasir_memory_first(context, sequence, answer))) {
       return false;
     }
     int first = answer.get(ValueLayout.JAVA_INT, 0); // -1 when nothing is left
-    return first >= 0 && first <= Math.max(0, position);
+    return first >= 0 && first <= Math.max(0, position - model.window() + 1);
   }
 
   /** The cells of a sliding-window cache are a ring: what to drop is found by position. */

@@ -8,6 +8,7 @@ import dev.kvasir.StopReason;
 import dev.kvasir.examples.terminal.ProgressBar;
 import dev.kvasir.examples.terminal.StandardStreams;
 import dev.kvasir.examples.terminal.Units;
+import java.util.Optional;
 
 /** A session whose answers go to standard output as they come. */
 final class Conversation implements AutoCloseable {
@@ -75,15 +76,7 @@ final class Conversation implements AutoCloseable {
   }
 
   private void remark(ReplyStatistics statistics, StopReason reason) {
-    switch (reason) {
-      case CONTEXT_FULL ->
-          streams
-              .err()
-              .println(
-                  "The context of %d tokens is full: /clear begins anew, -c N makes it larger."
-                      .formatted(session.contextSize()));
-      case MAX_TOKENS, CANCELLED, CLOSED, STOP_SEQUENCE, END_OF_GENERATION -> {}
-    }
+    notice(statistics, reason, session.contextSize()).ifPresent(streams.err()::println);
     if (remarks) {
       var use = session.cacheReport().total();
       streams
@@ -100,6 +93,21 @@ final class Conversation implements AutoCloseable {
                       session.position(),
                       Units.bytes(use.bytes())));
     }
+  }
+
+  /** What must be known of an answer, whether or not there are remarks. */
+  static Optional<String> notice(ReplyStatistics statistics, StopReason reason, int contextSize) {
+    if (statistics.sessionEmptied()) {
+      return Optional.of(
+          "The conversation begins anew: the model's sliding window had moved on, and what was said before could not be brought back.");
+    }
+    return switch (reason) {
+      case CONTEXT_FULL ->
+          Optional.of(
+              "The context of %d tokens is full: /clear begins anew, -c N makes it larger."
+                  .formatted(contextSize));
+      default -> Optional.empty();
+    };
   }
 
   @Override
