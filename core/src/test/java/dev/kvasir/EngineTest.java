@@ -18,6 +18,17 @@ class EngineTest {
   private static final int CHUNK = 250;
   private static final int STEPS = 200;
 
+  /**
+   * So many times llama.cpp's own figure may the median and the maximum over the tokens be. On nine
+   * prompts, of prose and of Java, with 400 tokens of prefill and 60 of decode each, the ratio of
+   * the medians was 0.7 to 1.12. That of the maxima, each of which is one token's chance, was 0.44
+   * to 3.6. llama.cpp's own maximum was at most 0.052, whereas the KL between the logits of one
+   * token and of the next was 0.9 or more everywhere in 150 tokens, and 7 in the mean.
+   */
+  private static final double MEDIAN_FACTOR = 1.5;
+
+  private static final double MAXIMUM_FACTOR = 8;
+
   /** The logits of a chunk of tokens, one row per token. */
   private static float[][] rows(Session session, int[] tokens) {
     float[][] rows = new float[tokens.length][];
@@ -68,12 +79,30 @@ class EngineTest {
       assertEquals(1, adaptive.cacheReport().keptFraction());
     }
     String figures =
-        "prefill %.3g (llama.cpp's own paths %.3g), decode %.3g (%.3g)"
-            .formatted(mean(ours), mean(noise), mean(oursDecoding), mean(noiseDecoding));
+        "prefill %s (llama.cpp's own paths %s), decode %s (%s)"
+            .formatted(
+                figures(ours), figures(noise), figures(oursDecoding), figures(noiseDecoding));
     System.getLogger(EngineTest.class.getName())
-        .log(System.Logger.Level.INFO, "mean KL: " + figures);
+        .log(System.Logger.Level.INFO, "KL, mean median maximum: " + figures);
     assertNotAbove(ours, noise, figures);
     assertNotAbove(oursDecoding, noiseDecoding, figures);
+    for (double quantile : new double[] {0.5, 1}) {
+      double factor = quantile < 1 ? MEDIAN_FACTOR : MAXIMUM_FACTOR;
+      assertTrue(quantile(ours, quantile) <= factor * quantile(noise, quantile), figures);
+      assertTrue(
+          quantile(oursDecoding, quantile) <= factor * quantile(noiseDecoding, quantile), figures);
+    }
+  }
+
+  private static String figures(double[] values) {
+    return "%.3g %.3g %.3g".formatted(mean(values), quantile(values, 0.5), quantile(values, 1));
+  }
+
+  /** The smallest value that this fraction of the values is not above. */
+  private static double quantile(double[] values, double fraction) {
+    double[] sorted = values.clone();
+    Arrays.sort(sorted);
+    return sorted[(int) Math.ceil(fraction * sorted.length) - 1];
   }
 
   private static double mean(double[] values) {
