@@ -319,6 +319,40 @@ KVASIR_API enum kvasir_status kvasir_cache_take_back(struct kvasir_cache * cache
 // Brings the scores in the head's view up to date. On the CPU they always are; a GPU accumulates them in its own memory.
 KVASIR_API enum kvasir_status kvasir_cache_scores(struct kvasir_cache * cache, int32_t layer, int32_t stream, int32_t head) KVASIR_NOEXCEPT;
 
+/* ---- the statistic of moved queries ---- */
+
+// What the queries of the tokens that were read would take if they came after everything that is held, native/README.md ("Moved
+// queries"): for each slot and query head the sums of the softmax weights p and of p^2. Layers of one stream only
+// (KVASIR_UNSUPPORTED else). A *block* is 64 tokens by position, counted from the first token whose query has not been summed up.
+//
+// Every stride-th query of a block (1, 2, 4 or 8) is recorded from here on, in every layer; 0: none any more, and all of the below is freed.
+// Queries that are recorded stay so when the stride changes. A micro-batch that fails leaves none behind, and kvasir_cache_take_back
+// drops those since the mark, and all sums: so a turn's sums are folded before the next one's mark.
+KVASIR_API enum kvasir_status kvasir_moved_record(struct kvasir_cache * cache, int32_t stride) KVASIR_NOEXCEPT;
+// Sums up the recorded queries of the tokens before position end in one layer, and drops them: each block is moved so that it
+// begins at end, and attends to the slots of positions below end and, causally, to a copy of its own tokens. *n_queries: how many. A
+// GPU does so behind what it computes; the CPU uses n_threads threads, with the same results for any number. Memory for the sums, 8
+// bytes for a slot and query head, counts in kvasir_cache_limit.
+KVASIR_API enum kvasir_status kvasir_moved_sum(struct kvasir_cache * cache, int32_t layer, int32_t end, int32_t n_threads, int32_t * n_queries) KVASIR_NOEXCEPT;
+// The sums of one head since they were folded last: p and squares [query heads of the group][n_slots]; means over a sample of the queries of
+// that time and before, of the output [group][head_dim_v] and of its squared length [group]. Each may be NULL.
+KVASIR_API enum kvasir_status kvasir_moved_read(struct kvasir_cache * cache, int32_t layer, int32_t head, float * p, float * squares,
+        float * output, float * length2) KVASIR_NOEXCEPT;
+// Adds to the score of every slot j of the layer sum_g w_g squares_gj |v_j - mean output of g|^2, which is freed then. weights [n_head], or
+// NULL: w_g = 1 / mean |output of g|^2. smooth (odd): squares are means over so many neighbouring slots first, which closes the gaps
+// that a stride leaves. Heads must not be tracked.
+KVASIR_API enum kvasir_status kvasir_moved_fold(struct kvasir_cache * cache, int32_t layer, const float * weights, int32_t smooth, int32_t n_threads) KVASIR_NOEXCEPT;
+// kvasir_cache_keep of all heads of a stream in one call: n_slots [layers' heads, numbered through], and their slots one head after another
+KVASIR_API enum kvasir_status kvasir_cache_keep_all(struct kvasir_cache * cache, int32_t stream, const int32_t * slots, const int32_t * n_slots) KVASIR_NOEXCEPT;
+
+// How queries of a layer are moved.
+struct kvasir_moved_info {
+    int32_t turned;   // 1: by the layer's rotary positions; 0: the layer has none, a moved query is the same
+    int32_t window;   // positions that the layer's queries see; 0: all
+    int32_t hadamard; // size of the blocks of the rotation that llama.cpp applies to quantised keys; 0: none
+};
+KVASIR_API enum kvasir_status kvasir_moved_layer(struct kvasir_cache * cache, int32_t layer, struct kvasir_moved_info * info) KVASIR_NOEXCEPT;
+
 /* ---- scores, norms and sums of many heads at once ---- */
 
 enum kvasir_read {
