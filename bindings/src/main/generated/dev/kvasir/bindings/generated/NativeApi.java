@@ -19076,6 +19076,368 @@ public class NativeApi extends NativeApi$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+
+    private static class kvasir_moved_record {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_moved_record");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_record(struct kvasir_cache *cache, int32_t stride)
+     * }
+     */
+    public static FunctionDescriptor kvasir_moved_record$descriptor() {
+        return kvasir_moved_record.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_record(struct kvasir_cache *cache, int32_t stride)
+     * }
+     */
+    public static MethodHandle kvasir_moved_record$handle() {
+        return kvasir_moved_record.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_record(struct kvasir_cache *cache, int32_t stride)
+     * }
+     */
+    public static MemorySegment kvasir_moved_record$address() {
+        return kvasir_moved_record.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_record(struct kvasir_cache *cache, int32_t stride)
+     * }
+     */
+    public static int kvasir_moved_record(MemorySegment cache, int stride) {
+        var mh$ = kvasir_moved_record.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, stride);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_moved_sum {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_moved_sum");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_sum(struct kvasir_cache *cache, int32_t layer, int32_t end, int32_t n_threads, int32_t *n_queries)
+     * }
+     */
+    public static FunctionDescriptor kvasir_moved_sum$descriptor() {
+        return kvasir_moved_sum.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_sum(struct kvasir_cache *cache, int32_t layer, int32_t end, int32_t n_threads, int32_t *n_queries)
+     * }
+     */
+    public static MethodHandle kvasir_moved_sum$handle() {
+        return kvasir_moved_sum.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_sum(struct kvasir_cache *cache, int32_t layer, int32_t end, int32_t n_threads, int32_t *n_queries)
+     * }
+     */
+    public static MemorySegment kvasir_moved_sum$address() {
+        return kvasir_moved_sum.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_sum(struct kvasir_cache *cache, int32_t layer, int32_t end, int32_t n_threads, int32_t *n_queries)
+     * }
+     */
+    public static int kvasir_moved_sum(MemorySegment cache, int layer, int end, int n_threads, MemorySegment n_queries) {
+        var mh$ = kvasir_moved_sum.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, layer, end, n_threads, n_queries);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_moved_read {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_moved_read");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_read(struct kvasir_cache *cache, int32_t layer, int32_t head, float *p, float *squares, float *output, float *length2)
+     * }
+     */
+    public static FunctionDescriptor kvasir_moved_read$descriptor() {
+        return kvasir_moved_read.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_read(struct kvasir_cache *cache, int32_t layer, int32_t head, float *p, float *squares, float *output, float *length2)
+     * }
+     */
+    public static MethodHandle kvasir_moved_read$handle() {
+        return kvasir_moved_read.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_read(struct kvasir_cache *cache, int32_t layer, int32_t head, float *p, float *squares, float *output, float *length2)
+     * }
+     */
+    public static MemorySegment kvasir_moved_read$address() {
+        return kvasir_moved_read.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_read(struct kvasir_cache *cache, int32_t layer, int32_t head, float *p, float *squares, float *output, float *length2)
+     * }
+     */
+    public static int kvasir_moved_read(MemorySegment cache, int layer, int head, MemorySegment p, MemorySegment squares, MemorySegment output, MemorySegment length2) {
+        var mh$ = kvasir_moved_read.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, layer, head, p, squares, output, length2);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_moved_fold {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_moved_fold");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_fold(struct kvasir_cache *cache, int32_t layer, const float *weights, int32_t smooth, int32_t n_threads)
+     * }
+     */
+    public static FunctionDescriptor kvasir_moved_fold$descriptor() {
+        return kvasir_moved_fold.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_fold(struct kvasir_cache *cache, int32_t layer, const float *weights, int32_t smooth, int32_t n_threads)
+     * }
+     */
+    public static MethodHandle kvasir_moved_fold$handle() {
+        return kvasir_moved_fold.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_fold(struct kvasir_cache *cache, int32_t layer, const float *weights, int32_t smooth, int32_t n_threads)
+     * }
+     */
+    public static MemorySegment kvasir_moved_fold$address() {
+        return kvasir_moved_fold.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_fold(struct kvasir_cache *cache, int32_t layer, const float *weights, int32_t smooth, int32_t n_threads)
+     * }
+     */
+    public static int kvasir_moved_fold(MemorySegment cache, int layer, MemorySegment weights, int smooth, int n_threads) {
+        var mh$ = kvasir_moved_fold.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, layer, weights, smooth, n_threads);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_cache_keep_all {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_cache_keep_all");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_keep_all(struct kvasir_cache *cache, int32_t stream, const int32_t *slots, const int32_t *n_slots)
+     * }
+     */
+    public static FunctionDescriptor kvasir_cache_keep_all$descriptor() {
+        return kvasir_cache_keep_all.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_keep_all(struct kvasir_cache *cache, int32_t stream, const int32_t *slots, const int32_t *n_slots)
+     * }
+     */
+    public static MethodHandle kvasir_cache_keep_all$handle() {
+        return kvasir_cache_keep_all.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_keep_all(struct kvasir_cache *cache, int32_t stream, const int32_t *slots, const int32_t *n_slots)
+     * }
+     */
+    public static MemorySegment kvasir_cache_keep_all$address() {
+        return kvasir_cache_keep_all.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_cache_keep_all(struct kvasir_cache *cache, int32_t stream, const int32_t *slots, const int32_t *n_slots)
+     * }
+     */
+    public static int kvasir_cache_keep_all(MemorySegment cache, int stream, MemorySegment slots, MemorySegment n_slots) {
+        var mh$ = kvasir_cache_keep_all.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, stream, slots, n_slots);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvasir_moved_layer {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            NativeApi.C_INT,
+            NativeApi.C_POINTER,
+            NativeApi.C_INT,
+            NativeApi.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvasir_moved_layer");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_layer(struct kvasir_cache *cache, int32_t layer, struct kvasir_moved_info *info)
+     * }
+     */
+    public static FunctionDescriptor kvasir_moved_layer$descriptor() {
+        return kvasir_moved_layer.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_layer(struct kvasir_cache *cache, int32_t layer, struct kvasir_moved_info *info)
+     * }
+     */
+    public static MethodHandle kvasir_moved_layer$handle() {
+        return kvasir_moved_layer.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_layer(struct kvasir_cache *cache, int32_t layer, struct kvasir_moved_info *info)
+     * }
+     */
+    public static MemorySegment kvasir_moved_layer$address() {
+        return kvasir_moved_layer.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum kvasir_status kvasir_moved_layer(struct kvasir_cache *cache, int32_t layer, struct kvasir_moved_info *info)
+     * }
+     */
+    public static int kvasir_moved_layer(MemorySegment cache, int layer, MemorySegment info) {
+        var mh$ = kvasir_moved_layer.HANDLE;
+        try {
+            return (int)mh$.invokeExact(cache, layer, info);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
     private static final int KVASIR_READ_SCORES = (int)0L;
     /**
      * {@snippet lang=c :
