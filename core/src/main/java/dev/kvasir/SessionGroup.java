@@ -3,6 +3,7 @@ package dev.kvasir;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.Full;
 import dev.kvasir.internal.engine.Decoder;
 import dev.kvasir.internal.engine.Tokens;
@@ -129,6 +130,10 @@ public final class SessionGroup implements AutoCloseable {
             || !(policy instanceof Full))) {
       throw new InvalidOptionException(
           "The model was loaded without the adaptive cache: its sessions keep everything, and take CachePolicy.full(), no profile and no cacheMemoryLimit.");
+    }
+    if (options.profile() == null && policy instanceof Foresight) {
+      throw new InvalidOptionException(
+          "A group takes no CachePolicy.foresight(): its queries are recorded for one sequence. Open sessions, or take another policy.");
     }
     if (options.profile() == null && policy instanceof FastGen) {
       throw new InvalidOptionException(

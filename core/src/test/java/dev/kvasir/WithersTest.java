@@ -6,11 +6,15 @@ import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.Candidate;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
+import dev.kvasir.cache.HeadWeights;
+import dev.kvasir.cache.MovedQueries;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
 import dev.kvasir.cache.Uniform;
 import java.lang.reflect.Method;
 import java.lang.reflect.Modifier;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -43,6 +47,7 @@ class WithersTest {
         ModelOptions.defaults(),
         Sampling.defaults(),
         FastGen.defaults(),
+        Foresight.defaults(),
         Uniform.of(0.5, 0.4));
   }
 
@@ -126,6 +131,12 @@ class WithersTest {
       case "cachePolicy" -> value instanceof Uniform ? CachePolicy.fastgen() : CachePolicy.h2o(0.5);
       case "target" ->
           value.equals(Target.budgetBytes(5)) ? Target.recovery(1) : Target.budgetBytes(5);
+      case "statistic" ->
+          value.equals(MovedQueries.parse("c/4"))
+              ? MovedQueries.whileReading()
+              : MovedQueries.parse("c/4");
+      case "headWeights" ->
+          value == null ? weights(1) : weights(((HeadWeights) value).layers() + 1);
       case "sampling" -> ((Sampling) value).withTopK(((Sampling) value).topK() + 1);
       case "prefillListener", "progress" -> new Listener();
       default -> another(value);
@@ -142,6 +153,12 @@ class WithersTest {
       case Enum<?> e -> next(e);
       default -> throw new AssertionError("no other value for " + value);
     };
+  }
+
+  private static HeadWeights weights(int layers) {
+    float[][] table = new float[layers][1];
+    Arrays.stream(table).forEach(layer -> layer[0] = 1);
+    return HeadWeights.of(table);
   }
 
   private static Profile profile(int tokens) {

@@ -25,6 +25,7 @@ class OptionsTest {
     assertEquals(0.125, CachePolicy.h2o(0.25).frequent());
     assertEquals(0.125, CachePolicy.h2o(0.25).local());
     assertEquals(0, CachePolicy.streaming(0.25).frequent());
+    assertEquals(0.35, CachePolicy.foresight().budget());
   }
 
   @Test
@@ -82,9 +83,27 @@ class OptionsTest {
     refused("FastGen.minimumTokens", () -> policy.withMinimumTokens(0));
     refused("FastGen.order", () -> policy.withOrder(List.of()));
     refused("FastGen.order", () -> policy.withOrder(Kind.LOCAL, Kind.LOCAL));
+    refused("Foresight.budget", () -> CachePolicy.foresight().withBudget(1.1));
+    refused("Foresight.budget", () -> CachePolicy.foresight().withBudget(Double.NaN));
+    refused("Foresight.sinks", () -> CachePolicy.foresight().withSinks(-1));
+    refused("Foresight.minimumTokens", () -> CachePolicy.foresight().withMinimumTokens(0));
+    refused("MovedQueries.stride", () -> MovedQueries.afterPrompt(3));
+    refused("MovedQueries.stride", () -> new MovedQueries(true, 2));
     refused("Uniform.frequent", () -> CachePolicy.uniform(1.5, 0));
     refused("Uniform.local", () -> CachePolicy.uniform(0, -1));
     refused("Window", () -> new Window(3, 0.5));
+  }
+
+  @Test
+  void theQueriesThatAreMovedHaveNames() {
+    for (String name : List.of("u", "c", "c/2", "c/4", "c/8")) {
+      assertEquals(name, MovedQueries.parse(name).toString());
+    }
+    assertEquals(MovedQueries.whileReading(), MovedQueries.parse("u"));
+    assertEquals(MovedQueries.afterPrompt(8), MovedQueries.parse("c/8"));
+    for (String name : List.of("", "U", "u/2", "c/1", "c/16", "c/")) {
+      refused("MovedQueries", () -> MovedQueries.parse(name));
+    }
   }
 
   private static void refused(String name, Executable call) {

@@ -1,10 +1,12 @@
 package dev.kvasir.internal.policy;
 
+import dev.kvasir.InvalidOptionException;
 import dev.kvasir.ProfileException;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Candidate;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.Full;
 import dev.kvasir.cache.HeadUse;
 import dev.kvasir.cache.LayerPlace;
@@ -95,6 +97,9 @@ public final class CacheManager {
         grace = f.grace();
         minimumTokens = f.minimumTokens();
       }
+      case Foresight _ ->
+          throw new InvalidOptionException(
+              "CachePolicy.foresight() cannot be carried out yet: take another policy.");
       case Uniform u -> {
         full = false;
         profiling = null;
