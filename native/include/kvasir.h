@@ -326,8 +326,8 @@ KVASIR_API enum kvasir_status kvasir_cache_scores(struct kvasir_cache * cache, i
 // (KVASIR_UNSUPPORTED else). A *block* is 64 tokens by position, counted from the first token whose query has not been summed up.
 //
 // Every stride-th query of a block (1, 2, 4 or 8) is recorded from here on, in every layer; 0: none any more, and all of the below is freed.
-// Queries that are recorded stay so when the stride changes. A micro-batch that fails leaves none behind, and kvasir_cache_take_back
-// drops those since the mark, and all sums: so a turn's sums are folded before the next one's mark.
+// Queries that are recorded stay so when the stride changes. A micro-batch that fails leaves none behind; kvasir_cache_take_back
+// brings record and sums back to what they were at the mark.
 KVASIR_API enum kvasir_status kvasir_moved_record(struct kvasir_cache * cache, int32_t stride) KVASIR_NOEXCEPT;
 // Sums up the recorded queries of the tokens before position end in one layer, and drops them: each block is moved so that it
 // begins at end, and attends to the slots of positions below end and, causally, to a copy of its own tokens. *n_queries: how many. A

@@ -157,6 +157,15 @@ layer & checked_layer(const kvasir_cache * cache, int32_t index) {
     return cache->layer_at(index);
 }
 
+void require_slots(const layer & l, int head, const int32_t * slots, int32_t n_slots) {
+    require(n_slots >= 0 && (slots || n_slots == 0), "slots is NULL or n_slots is negative");
+    for (int32_t s = 0; s < n_slots; s++) {
+        if (slots[s] <= (s == 0 ? -1 : slots[s - 1]) || slots[s] >= l.heads[(size_t) head].n) {
+            throw error(KVASIR_INVALID_ARGUMENT, format("slots must ascend and be below %d: slots[%d] = %d", l.heads[(size_t) head].n, s, slots[s]));
+        }
+    }
+}
+
 // rows [first, first + n) of one side of a head as floats; to may be NULL
 void read_floats(const layer & l, bool is_k, int index, int32_t first, int32_t n, float * to) {
     if (!to || n == 0) {
@@ -287,6 +296,7 @@ kvasir_status kvasir_context_new(llama_model * model, const llama_context_params
         if (cache) {
             store            = std::make_unique<kvasir_cache>();
             store->attention = attention;
+            store->n_swa     = a.llama_model_n_swa(model);
             made             = std::make_unique<construction>(store.get());
         }
         // more threads than processors wait for each other
@@ -502,12 +512,7 @@ kvasir_status kvasir_cache_keep(kvasir_cache * cache, int32_t index, int32_t str
     return guarded([&] {
         layer &   l = checked_layer(cache, index);
         const int i = cache->head_at(l, stream, head);
-        require(n_slots >= 0 && (slots || n_slots == 0), "slots is NULL or n_slots is negative");
-        for (int32_t s = 0; s < n_slots; s++) {
-            if (slots[s] <= (s == 0 ? -1 : slots[s - 1]) || slots[s] >= l.heads[(size_t) i].n) {
-                throw error(KVASIR_INVALID_ARGUMENT, format("slots must ascend and be below %d: slots[%d] = %d", l.heads[(size_t) i].n, s, slots[s]));
-            }
-        }
+        require_slots(l, i, slots, n_slots);
         l.keep(i, slots, n_slots);
     });
 }
@@ -657,6 +662,83 @@ kvasir_status kvasir_cache_fetched(kvasir_cache * cache, int32_t stream) noexcep
     });
 }
 
+kvasir_status kvasir_moved_record(kvasir_cache * cache, int32_t stride) noexcept {
+    return guarded([&] {
+        require(cache != nullptr, "cache is NULL");
+        require(stride >= 0 && stride <= 8 && (stride & (stride - 1)) == 0, "stride must be 0, 1, 2, 4 or 8");
+        for (const auto & l : cache->layers) {
+            if (l->n_stream > 1) {
+                throw error(KVASIR_UNSUPPORTED, "moved queries are recorded for contexts of one sequence only");
+            }
+        }
+        try {
+            for (auto & l : cache->layers) {
+                l->moved->set_stride(stride);
+            }
+        } catch (...) {
+            for (auto & l : cache->layers) {
+                l->moved->set_stride(0);
+            }
+            throw;
+        }
+    });
+}
+
+kvasir_status kvasir_moved_sum(kvasir_cache * cache, int32_t index, int32_t end, int32_t n_threads, int32_t * n_queries) noexcept {
+    return guarded([&] {
+        layer & l = checked_layer(cache, index);
+        require(l.moved->recording(), "no queries are recorded");
+        require(end >= 0 && n_threads >= 1 && n_queries, "end is negative, n_threads is not positive, or n_queries is NULL");
+        *n_queries = l.moved->sum(end, n_threads);
+    });
+}
+
+kvasir_status kvasir_moved_read(kvasir_cache * cache, int32_t index, int32_t head, float * p, float * squares, float * output, float * length2) noexcept {
+    return guarded([&] {
+        layer & l = checked_layer(cache, index);
+        require(l.moved->recording(), "no queries are recorded");
+        l.moved->read(cache->head_at(l, 0, head), p, squares, output, length2);
+    });
+}
+
+kvasir_status kvasir_moved_fold(kvasir_cache * cache, int32_t index, const float * weights, int32_t smooth, int32_t n_threads) noexcept {
+    return guarded([&] {
+        layer & l = checked_layer(cache, index);
+        require(l.moved->recording(), "no queries are recorded");
+        require(smooth >= 1 && smooth % 2 == 1 && n_threads >= 1, "smooth must be odd and positive, n_threads positive");
+        require(!cache->marked, "scores cannot be taken back to the mark once sums are folded into them: end the mark first");
+        require(l.n_tracked == 0, "a head of the layer is tracked");
+        l.moved->fold(weights, smooth, n_threads);
+    });
+}
+
+kvasir_status kvasir_moved_layer(kvasir_cache * cache, int32_t index, kvasir_moved_info * info) noexcept {
+    return guarded([&] {
+        const layer & l = checked_layer(cache, index);
+        require(info != nullptr, "info is NULL");
+        *info = {l.moved->turned.omega.empty() ? 0 : 1, l.moved->window, l.moved->turned.hadamard};
+    });
+}
+
+kvasir_status kvasir_cache_keep_all(kvasir_cache * cache, int32_t stream, const int32_t * slots, const int32_t * n_slots) noexcept {
+    return guarded([&] {
+        require(cache && slots && n_slots, "cache, slots or n_slots is NULL");
+        for (const bool checked : {false, true}) { // all of it is looked at before anything is dropped
+            const int32_t * of_head = slots, * count = n_slots;
+            for (auto & l : cache->layers) {
+                for (int32_t head = 0; head < l->n_head_kv; head++, of_head += *count++) {
+                    const int i = cache->head_at(*l, stream, head);
+                    if (checked) {
+                        l->keep(i, of_head, *count);
+                    } else {
+                        require_slots(*l, i, of_head, *count);
+                    }
+                }
+            }
+        }
+    });
+}
+
 kvasir_status kvasir_cache_timings(kvasir_cache * cache, kvasir_timings * timings, int32_t reset) noexcept {
     return guarded([&] {
         require(cache != nullptr, "cache is NULL");
@@ -685,6 +767,7 @@ size_t kvasir_sizeof(const char * struct_name) noexcept {
     KVASIR_STRUCT(kvasir_eviction)
     KVASIR_STRUCT(kvasir_statistic_params)
     KVASIR_STRUCT(kvasir_fetch)
+    KVASIR_STRUCT(kvasir_moved_info)
     KVASIR_STRUCT(kvasir_timings)
     KVASIR_STRUCT(kvasir_chat_message)
     KVASIR_STRUCT(kvasir_sampling)

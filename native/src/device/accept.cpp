@@ -3,6 +3,7 @@
 #include "backend.h"
 #include "construction.h"
 #include "cuda/cuda_graph.h"
+#include "find_rotation.h"
 #include "kv_buffer.h"
 
 #include "../attention/cpu/cpu_attention.h"
@@ -163,8 +164,12 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
         return false;
     }
     set_row_functions();
-    if (!l.configured() && !configure(l, n_head, n_head_kv, dim_k, dim_v, latent, reason)) {
-        return false;
+    if (!l.configured()) {
+        if (!configure(l, n_head, n_head_kv, dim_k, dim_v, latent, reason)) {
+            return false;
+        }
+        l.moved->turned = find_rotation(q);
+        l.moved->window = l.swa ? l.cache->n_swa : 0;
     }
     if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v || l.v.format.part != latent) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);

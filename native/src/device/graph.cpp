@@ -61,6 +61,7 @@ static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
 static void run_attention(ggml_tensor *, int ith, int nth, void * userdata) {
     store_node &  n     = *(store_node *) userdata;
     const int64_t begin = now_ns();
+    host_moved_record(*n.l->moved, n.attention, ith, nth);
     n.cpu.run(ith, nth);
     note_time(n, begin);
 }
@@ -346,6 +347,13 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
         a.stat = &x.stat;
     }
     l.prepare_to_save(c.statistic_on);
+    if (l.moved->recording()) {
+        if (!a.query_pos) {
+            throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: its queries have no known positions", l.il));
+        }
+        l.moved->attention = {a.scale, a.softcap, a.max_bias, a.sinks};
+        l.moved->begin_record(a.query_pos, a.n_tokens);
+    }
     x.attention = a;
     if (native) {
         x.cpu.plan(x.attention, n_threads, workspace_);

@@ -35,6 +35,7 @@ void layer::configure(int32_t heads_q, int32_t heads_kv, std::unique_ptr<row_mem
         slot_plus_1[i] = (int32_t *) (table + SLOT_PLUS_1 * column_bytes_);
     }
     rows      = std::move(memory);
+    moved     = std::make_unique<moved_queries>(*this);
     n_head    = heads_q;
     n_head_kv = heads_kv;
 }
@@ -83,6 +84,7 @@ int32_t layer::slot_for(int index, int32_t cell, int32_t pos) {
     if (pos >= 0) { // llama.cpp gave the cell to another token, perhaps at the same position
         h.pos[slot]   = pos;
         h.score[slot] = 0;
+        moved->reset_slots(index, slot, 1);
         if (cache->statistic_on) {
             rows->reset_sums(index, slot);
         }
@@ -152,9 +154,11 @@ void layer::begin_append() {
     placed   = nullptr;
     appended = false;
     before_  = lengths;
+    moved->begin_micro_batch();
 }
 
 void layer::cancel_append() {
+    moved->cancel_record();
     for (size_t i = 0; i < heads.size(); i++) {
         head_store & h = heads[i];
         while (h.n > before_[i]) {
@@ -194,6 +198,9 @@ void layer::keep(int index, const int32_t * slots, int32_t n_slots) {
         return;
     }
     slots_change();
+    if (n_slots > 0 && slots[n_slots - 1] != n_slots - 1) { // not the first ones
+        moved->slots_changed();
+    }
     rows->keep(index, slots, n_slots, old_n);
     for (int32_t i = 0, kept = 0; i < old_n; i++) { // first what is dropped, so that no page goes that is needed
         if (kept < n_slots && slots[kept] == i) {
@@ -225,6 +232,7 @@ void layer::evict(int index, int32_t slot) {
     head_store &  h    = heads[index];
     const int32_t last = h.n - 1;
     slots_change();
+    moved->slots_changed();
     drop_cell(index, h.cell[slot]);
     if (slot != last) {
         rows->move(index, last, slot);
@@ -251,6 +259,7 @@ void layer::evict(int index, int32_t slot) {
 
 void layer::truncate(int32_t stream, int32_t first_cell) {
     std::vector<int32_t> kept;
+    int32_t              first_pos = INT32_MAX;
     for (int32_t head = 0; head < n_head_kv; head++) {
         const int          i = index(stream, head);
         const head_store & h = heads[i];
@@ -258,9 +267,14 @@ void layer::truncate(int32_t stream, int32_t first_cell) {
         for (int32_t slot = 0; slot < h.n; slot++) {
             if (h.cell[slot] < first_cell) {
                 kept.push_back(slot);
+            } else {
+                first_pos = std::min(first_pos, h.pos[slot]);
             }
         }
         keep(i, kept.data(), (int32_t) kept.size());
+    }
+    if (first_pos != INT32_MAX) {
+        moved->truncated(first_pos);
     }
     max_cell[(size_t) stream] = std::min(max_cell[(size_t) stream], first_cell - 1);
 }
@@ -278,6 +292,7 @@ void layer::clear() {
     std::fill(held_cells_.begin(), held_cells_.end(), 0);
     n_queries = 0;
     if (rows) {
+        moved->clear();
         rows->clear();
     }
     for (const mapping * m : {&table_, &sums_.memory}) {
@@ -335,7 +350,7 @@ void layer::copy_stream(int32_t from, int32_t to) {
 }
 
 size_t layer::resident_bytes() const {
-    size_t bytes = rows->resident_bytes();
+    size_t bytes = rows->resident_bytes() + moved->bytes();
     for (size_t i = 0; i < heads.size(); i++) {
         const int32_t n = touched_[i];
         const auto    first = held_cells_.begin() + (ptrdiff_t) (i * (size_t) table_pages_);
@@ -637,6 +652,7 @@ void kvasir_cache::mark_counts() {
     drop_replaced();
     for (auto & l : layers) {
         l->mark_counts();
+        l->moved->mark();
     }
     marked = true;
 }
@@ -649,6 +665,7 @@ void kvasir_cache::end_mark() {
     drop_replaced();
     for (auto & l : layers) {
         l->end_mark();
+        l->moved->end_mark();
     }
 }
 
@@ -668,6 +685,7 @@ void kvasir_cache::take_back_counts() {
     }
     for (auto & l : layers) {
         l->take_back_counts();
+        l->moved->take_back();
     }
 }
 

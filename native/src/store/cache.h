@@ -7,6 +7,7 @@
 #include "../platform/memory.h"
 #include "ggml-backend.h"
 #include "memory_limit.h"
+#include "moved_queries.h"
 #include "row_memory.h"
 #include "rows.h"
 
@@ -66,6 +67,7 @@ struct layer {
     const placement *       placed = nullptr;  // of the graph that is computed; V follows K into the same slots
     bool                    appended = false;  // by append(): slot = slots_before + rank
     int64_t                 n_queries = 0; // counted by the running statistic
+    std::unique_ptr<moved_queries> moved; // once the layer is configured
 
     bool    configured() const { return n_head_kv > 0; }
     // k.format and v.format are those of the rows
@@ -161,6 +163,8 @@ struct kvasir_cache {
     bool                 per_query_head = false;
     int32_t              recent_from = -1;
     std::vector<int32_t> bounds;
+
+    int32_t              n_swa = 0; // positions that the layers of a sliding window see
 
     // what it was at the mark, when it has been started since; its sums are set aside
     struct statistic_at_mark {

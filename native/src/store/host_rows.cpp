@@ -1,5 +1,7 @@
 #include "host_rows.h"
 
+#include "moved_queries.h"
+
 #include "rows.h"
 
 #include <algorithm>
@@ -114,5 +116,7 @@ void host_rows::write(bool is_k, int head, int32_t first, int32_t n, const char 
         rows_set(f, host(is_k, head), first + i, rows + (size_t) i * f.row_bytes);
     }
 }
+
+std::unique_ptr<moved_memory> host_rows::moved(layer & l) { return host_moved_memory(l); }
 
 } // namespace kvasir

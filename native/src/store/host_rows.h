@@ -23,6 +23,7 @@ public:
     void   read(bool is_k, int head, int32_t first, int32_t n, char * rows) override;
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override {}
+    std::unique_ptr<moved_memory> moved(layer & l) override;
     char * host(bool is_k, int head) const override;
 
 private:

@@ -11,7 +11,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <memory>
+
 namespace kvasir {
+
+struct layer;
+class moved_memory;
 
 enum class row_kind {
     HOST,   // host_rows, for the CPU's kernels
@@ -68,6 +73,9 @@ public:
     virtual bool accumulates() const { return false; }                          // that it does, sums and scores
     virtual bool read_scores(int head, int32_t n, float * scores) { return false; }
     virtual bool value_norms(int head, int32_t first, int32_t n, float * norms) { return false; }
+
+    // where queries are recorded and moved (store/moved_queries.h); nullptr: there is no path for them
+    virtual std::unique_ptr<moved_memory> moved(layer & l);
 
     // the rows of a head where the host can address them in the layer's row_format, else nullptr; never changes
     virtual char * host(bool is_k, int head) const { return nullptr; }

@@ -1,0 +1,456 @@
+#include "moved_queries.h"
+
+#include "../attention/cpu/kernels.h"
+#include "../attention/cpu/moved_sums.h"
+#include "../error.h"
+#include "cache.h"
+
+#include <algorithm>
+
+namespace kvasir {
+
+constexpr size_t outputs_every = 4; // blocks
+
+std::unique_ptr<moved_memory> row_memory::moved(layer &) { return nullptr; }
+
+void moved_queries::set_stride(int32_t stride) {
+    if (stride == 0) {
+        clear();
+        memory_.reset();
+    } else if (!memory_) {
+        memory_ = layer_.rows->moved(layer_);
+        if (!memory_) {
+            throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: there is no path for them on its device", layer_.il));
+        }
+    }
+    stride_ = stride;
+}
+
+const std::vector<int32_t> & moved_queries::begin_record(const int32_t * pos, int32_t n) {
+    tokens_.clear();
+    first_entry_ = (int32_t) pos_.size();
+    if (n == 0 || stride_ == 0) {
+        return tokens_;
+    }
+    const int32_t base = base_ < 0 ? pos[0] : base_;
+    for (int32_t i = 0; i < n; i++) {
+        if ((pos[i] - base) % moved_block_tokens % stride_ == stride_ / 2) {
+            tokens_.push_back(i);
+        }
+    }
+    memory_->room(first_entry_ + (int32_t) tokens_.size());
+    pos_.reserve(pos_.size() + tokens_.size());
+    for (int32_t i : tokens_) {
+        pos_.push_back(pos[i]);
+    }
+    base_ = base;
+    return tokens_;
+}
+
+void moved_queries::cancel_record() {
+    if ((int32_t) pos_.size() > first_entry_ && !tokens_.empty()) {
+        pos_.resize((size_t) first_entry_);
+    }
+    tokens_.clear();
+}
+
+int32_t moved_queries::sum(int32_t end, int n_threads) {
+    tokens_.clear();
+    std::vector<moved_block> blocks;
+    const int32_t from = mark_.on ? std::min(mark_.entries, (int32_t) pos_.size()) : 0; // those of the mark stay, and have been summed up if base_ says so
+    int32_t n = 0;
+    for (int32_t e = 0; e < (int32_t) pos_.size(); e++) {
+        const int32_t pos = pos_[(size_t) e];
+        if (pos < base_ || pos >= end) {
+            continue;
+        }
+        const int32_t begin = base_ + (pos - base_) / moved_block_tokens * moved_block_tokens;
+        if (blocks.empty() || blocks.back().begin != begin) {
+            blocks.push_back({begin, e, 0, blocks.size() % outputs_every == 0});
+        }
+        blocks.back().n++;
+        n++;
+    }
+    if (n > 0) {
+        if (mark_.on && !mark_.set_aside) {
+            memory_->set_sums_aside();
+            mark_.set_aside = true;
+            mark_.summed    = summed_;
+            mark_.n_outputs = n_outputs_;
+        }
+        memory_->sum(blocks, pos_, end, n_threads);
+        summed_ = true;
+        for (const moved_block & b : blocks) {
+            n_outputs_ += b.outputs ? b.n : 0;
+        }
+    }
+    const auto last = std::find_if(pos_.begin() + from, pos_.end(), [end](int32_t pos) { return pos >= end; });
+    const auto gone = (int32_t) (last - pos_.begin()) - from;
+    if (gone > 0) {
+        memory_->drop_entries(from, gone, (int32_t) pos_.size());
+        pos_.erase(pos_.begin() + from, last);
+    }
+    base_ = std::max(base_, end);
+    return n;
+}
+
+// of all that was summed up, folded or not
+void moved_queries::means(std::vector<float> & output, std::vector<float> & length2) {
+    const auto n_head = (size_t) layer_.n_head, dv = (size_t) layer_.v.format.dim;
+    std::vector<double> o(n_head * dv), l(n_head);
+    if (summed_) {
+        memory_->read_outputs(o.data(), l.data());
+    }
+    const double n = (double) std::max<int64_t>(n_outputs_ + n_folded_outputs_, 1);
+    output.resize(o.size());
+    length2.resize(l.size());
+    for (size_t i = 0; i < o.size(); i++) {
+        output[i] = (float) ((o[i] + (output_.empty() ? 0 : output_[i])) / n);
+    }
+    for (size_t i = 0; i < l.size(); i++) {
+        length2[i] = (float) ((l[i] + (length2_.empty() ? 0 : length2_[i])) / n);
+    }
+}
+
+void moved_queries::read(int head, float * p, float * squares, float * output, float * length2) {
+    const auto group = (size_t) (layer_.n_head / layer_.n_head_kv), n = (size_t) layer_.heads[(size_t) head].n, dv = (size_t) layer_.v.format.dim;
+    if (summed_) {
+        memory_->read(head, p, squares);
+    } else {
+        for (float * to : {p, squares}) {
+            if (to) {
+                std::fill(to, to + group * n, 0.0f);
+            }
+        }
+    }
+    if (output || length2) {
+        std::vector<float> o, l;
+        means(o, l);
+        if (output) {
+            std::copy_n(o.begin() + (ptrdiff_t) ((size_t) head * group * dv), group * dv, output);
+        }
+        if (length2) {
+            std::copy_n(l.begin() + (ptrdiff_t) ((size_t) head * group), group, length2);
+        }
+    }
+}
+
+void moved_queries::fold(const float * weights, int32_t smooth, int n_threads) {
+    if (!summed_) {
+        return;
+    }
+    std::vector<float> output, length2, w((size_t) layer_.n_head);
+    means(output, length2);
+    for (size_t h = 0; h < w.size(); h++) {
+        w[h] = weights ? weights[h] : length2[h] > 0 ? 1 / length2[h] : 0;
+    }
+    memory_->fold(output.data(), w.data(), smooth, n_threads);
+    std::vector<double> o(output.size()), l(length2.size());
+    memory_->read_outputs(o.data(), l.data());
+    output_.resize(o.size());
+    length2_.resize(l.size());
+    for (size_t i = 0; i < o.size(); i++) {
+        output_[i] += o[i];
+    }
+    for (size_t i = 0; i < l.size(); i++) {
+        length2_[i] += l[i];
+    }
+    n_folded_outputs_ += n_outputs_;
+    drop_sums();
+}
+
+void moved_queries::drop_sums() {
+    if (memory_ && summed_) {
+        memory_->clear_sums();
+    }
+    summed_    = false;
+    n_outputs_ = 0;
+}
+
+void moved_queries::mark() {
+    end_mark();
+    mark_.on      = true;
+    mark_.entries = (int32_t) pos_.size();
+    mark_.base    = base_;
+    mark_.stride  = stride_;
+}
+
+void moved_queries::end_mark() {
+    if (!mark_.on) {
+        return;
+    }
+    const at_mark m = mark_;
+    mark_ = at_mark();
+    if (m.set_aside && memory_) {
+        memory_->drop_sums_aside();
+    }
+    const auto last = std::find_if(pos_.begin(), pos_.end(), [this](int32_t pos) { return pos >= base_; }); // those that were kept for the mark
+    if (last != pos_.begin() && memory_) {
+        memory_->drop_entries(0, (int32_t) (last - pos_.begin()), (int32_t) pos_.size());
+        pos_.erase(pos_.begin(), last);
+    }
+}
+
+void moved_queries::take_back() {
+    tokens_.clear();
+    if (!mark_.on || !memory_) {
+        return;
+    }
+    pos_.resize(std::min(pos_.size(), (size_t) mark_.entries));
+    base_   = mark_.base;
+    stride_ = mark_.stride > 0 ? mark_.stride : stride_;
+    if (mark_.set_aside) {
+        memory_->bring_sums_back();
+        summed_         = mark_.summed;
+        n_outputs_      = mark_.n_outputs;
+        mark_.set_aside = false;
+    }
+}
+
+void moved_queries::truncated(int32_t pos) {
+    tokens_.clear();
+    while (!pos_.empty() && pos_.back() >= pos) {
+        pos_.pop_back();
+    }
+    base_ = base_ < 0 ? base_ : std::min(base_, pos);
+    for (size_t i = 0; summed_ && i < layer_.heads.size(); i++) {
+        memory_->reset_slots((int) i, layer_.heads[i].n, INT32_MAX);
+    }
+}
+
+void moved_queries::slots_changed() { drop_sums(); }
+
+void moved_queries::reset_slots(int head, int32_t first, int32_t n) {
+    if (summed_) {
+        memory_->reset_slots(head, first, n);
+    }
+}
+
+void moved_queries::clear() {
+    if (mark_.on && mark_.set_aside && memory_) {
+        memory_->drop_sums_aside();
+    }
+    mark_ = at_mark();
+    drop_sums();
+    base_ = -1;
+    pos_.clear();
+    tokens_.clear();
+    output_.clear();
+    length2_.clear();
+    n_folded_outputs_ = 0;
+}
+
+// ---- in memory of the host ----
+
+namespace {
+
+class host_moved : public moved_memory {
+public:
+    explicit host_moved(layer & l) : l_(l) {}
+    ~host_moved() override { account(0); }
+
+    uint16_t * entry(int32_t i) { return queries_.data() + (size_t) i * entry_size(); }
+    size_t     entry_size() const { return (size_t) l_.n_head * (size_t) l_.k.format.dim; }
+
+    void room(int32_t entries) override {
+        const size_t size = (size_t) entries * entry_size();
+        if (size > queries_.size()) {
+            std::vector<uint16_t> more;
+            more.reserve(size + (queries_.empty() ? 0 : queries_.size() / 2));
+            require((more.capacity() - queries_.capacity()) * sizeof(uint16_t));
+            more.resize(size);
+            std::copy(queries_.begin(), queries_.end(), more.begin());
+            queries_ = std::move(more);
+            account();
+        }
+    }
+    void drop_entries(int32_t first, int32_t n, int32_t entries) override {
+        std::copy(entry(first + n), entry(entries), entry(first));
+        if (entries == n) { // a prompt's record is far longer than that of 64 steps
+            queries_ = std::vector<uint16_t>();
+            account();
+        }
+    }
+    void sum(const std::vector<moved_block> & blocks, const std::vector<int32_t> & pos, int32_t end, int n_threads) override {
+        reserve_sums();
+        moved_sums_node node;
+        std::vector<float *> p, squares;
+        std::vector<size_t>  capacity;
+        for (head_sums & s : now_.heads) {
+            p.push_back(s.p.data());
+            squares.push_back(s.squares.data());
+            capacity.push_back(s.capacity);
+        }
+        node.k         = l_.k.format;
+        node.v         = l_.v.format;
+        node.heads     = l_.heads.data();
+        node.n_head_kv = l_.n_head_kv;
+        node.n_head    = l_.n_head;
+        node.queries   = queries_.data();
+        node.pos       = pos.data();
+        node.blocks    = blocks;
+        node.end       = end;
+        node.window    = l_.moved->window;
+        node.turned    = &l_.moved->turned;
+        node.scale     = l_.moved->attention.scale;
+        node.softcap   = l_.moved->attention.softcap;
+        node.max_bias  = l_.moved->attention.max_bias;
+        node.sinks     = (const float *) l_.moved->attention.sinks;
+        node.p         = p.data();
+        node.squares   = squares.data();
+        node.capacity  = capacity.data();
+        node.output    = now_.output.data();
+        node.length2   = now_.length2.data();
+        moved_sums(node, n_threads);
+    }
+    void read(int head, float * p, float * squares) override {
+        const head_sums & s = now_.heads[(size_t) head];
+        const auto        n = (size_t) l_.heads[(size_t) head].n;
+        for (size_t g = 0; g < group(); g++) {
+            for (auto [from, to] : {std::pair(&s.p, p), std::pair(&s.squares, squares)}) {
+                for (size_t i = 0; to && i < n; i++) {
+                    to[g * n + i] = i < s.capacity ? (*from)[g * s.capacity + i] : 0;
+                }
+            }
+        }
+    }
+    void read_outputs(double * output, double * length2) override {
+        std::copy(now_.output.begin(), now_.output.end(), output);
+        std::copy(now_.length2.begin(), now_.length2.end(), length2);
+    }
+    void fold(const float * output, const float * weights, int32_t smooth, int n_threads) override {
+        (void) n_threads;
+        std::vector<float> smoothed;
+        for (size_t h = 0; h < now_.heads.size(); h++) {
+            head_sums & s = now_.heads[h];
+            head_store  head = l_.heads[h];
+            head.n = std::min(head.n, (int32_t) s.capacity);
+            smooth_over(s, head.n, smooth, smoothed);
+            moved_losses(l_.v.format, head, (int32_t) group(), s.squares.data(), s.capacity, output + h * group() * (size_t) l_.v.format.dim, weights + h * group(), head.score);
+        }
+    }
+    void clear_sums() override {
+        now_ = sums();
+        account();
+    }
+    void set_sums_aside() override {
+        aside_ = now_;
+        account();
+    }
+    void bring_sums_back() override {
+        now_ = std::move(aside_);
+        drop_sums_aside();
+    }
+    void drop_sums_aside() override {
+        aside_ = sums();
+        account();
+    }
+    void reset_slots(int head, int32_t first, int32_t n) override {
+        if (now_.heads.empty()) {
+            return;
+        }
+        head_sums &  s    = now_.heads[(size_t) head];
+        const size_t from = std::min((size_t) first, s.capacity), to = from + std::min((size_t) n, s.capacity - from);
+        for (size_t g = 0; g < group(); g++) {
+            for (std::vector<float> * x : {&s.p, &s.squares}) {
+                std::fill(x->begin() + (ptrdiff_t) (g * s.capacity + from), x->begin() + (ptrdiff_t) (g * s.capacity + to), 0.0f);
+            }
+        }
+    }
+    size_t bytes() const override { return accounted_; }
+
+private:
+    struct head_sums {
+        std::vector<float> p, squares; // [group][capacity]
+        size_t             capacity = 0;
+    };
+    struct sums {
+        std::vector<head_sums> heads;
+        std::vector<double>    output, length2;
+    };
+    layer &               l_;
+    std::vector<uint16_t> queries_; // f16 [entry][n_head][head dim of K]
+    sums                  now_, aside_;
+    size_t                accounted_ = 0;
+
+    size_t group() const { return (size_t) (l_.n_head / l_.n_head_kv); }
+    static size_t size_of(const sums & s) {
+        size_t bytes = 0;
+        for (const head_sums & h : s.heads) {
+            bytes += (h.p.size() + h.squares.size()) * sizeof(float);
+        }
+        return bytes;
+    }
+    void require(size_t more) const {
+        l_.cache->require_room([more] { return more; });
+    }
+    void account() { account(queries_.capacity() * sizeof(uint16_t) + size_of(now_) + size_of(aside_)); }
+    void account(size_t bytes) {
+        l_.cache->limit.changed(accounted_, bytes);
+        accounted_ = bytes;
+    }
+    void reserve_sums() {
+        size_t more = 0;
+        const auto wanted = [this](size_t h) { return ((size_t) l_.heads[h].n + 63) / 64 * 64; };
+        now_.heads.resize((size_t) l_.n_head_kv);
+        now_.output.resize((size_t) l_.n_head * (size_t) l_.v.format.dim);
+        now_.length2.resize((size_t) l_.n_head);
+        for (size_t h = 0; h < now_.heads.size(); h++) {
+            const size_t capacity = now_.heads[h].capacity;
+            more += (std::max(capacity, wanted(h)) - capacity) * group() * 2 * sizeof(float);
+        }
+        require(more);
+        for (size_t h = 0; h < now_.heads.size(); h++) {
+            head_sums &  s = now_.heads[h];
+            const size_t capacity = wanted(h);
+            if (capacity <= s.capacity) {
+                continue;
+            }
+            head_sums larger{std::vector<float>(group() * capacity), std::vector<float>(group() * capacity), capacity};
+            for (size_t g = 0; g < group(); g++) {
+                std::copy_n(s.p.begin() + (ptrdiff_t) (g * s.capacity), s.capacity, larger.p.begin() + (ptrdiff_t) (g * capacity));
+                std::copy_n(s.squares.begin() + (ptrdiff_t) (g * s.capacity), s.capacity, larger.squares.begin() + (ptrdiff_t) (g * capacity));
+            }
+            s = std::move(larger);
+        }
+        account();
+    }
+    // squares become means over neighbouring slots
+    void smooth_over(head_sums & s, int32_t n, int32_t smooth, std::vector<float> & mean) const {
+        const int32_t reach = smooth / 2;
+        mean.resize((size_t) n);
+        for (size_t g = 0; reach > 0 && g < group(); g++) {
+            float * x = &s.squares[g * s.capacity];
+            for (int32_t i = 0; i < n; i++) {
+                const int32_t first = std::max(i - reach, 0), last = std::min(i + reach, n - 1);
+                float sum = 0;
+                for (int32_t j = first; j <= last; j++) {
+                    sum += x[j];
+                }
+                mean[(size_t) i] = sum / (float) (last - first + 1);
+            }
+            std::copy(mean.begin(), mean.end(), x);
+        }
+    }
+};
+
+} // namespace
+
+void host_moved_record(moved_queries & moved, const attention_node & node, int ith, int nth) {
+    const auto & tokens = moved.tokens();
+    if (tokens.empty()) {
+        return;
+    }
+    auto &       memory = static_cast<host_moved &>(*moved.memory());
+    const auto & kernels = cpu_kernels_active();
+    for (size_t i = (size_t) ith; i < tokens.size(); i += (size_t) nth) {
+        uint16_t * to = memory.entry(moved.first_entry() + (int32_t) i);
+        for (int32_t h = 0; h < node.n_head; h++) {
+            kernels.f32_to_f16((const float *) (node.q + (size_t) tokens[i] * node.q_nb[1] + (size_t) h * node.q_nb[2]), to + (size_t) h * (size_t) node.k.dim, node.k.dim);
+        }
+    }
+}
+
+std::unique_ptr<moved_memory> host_moved_memory(layer & l) { return std::make_unique<host_moved>(l); }
+
+} // namespace kvasir
