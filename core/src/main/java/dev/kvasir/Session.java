@@ -580,7 +580,9 @@ public final class Session implements AutoCloseable {
    * @param cancelled asked between two operations, on this thread
    */
   boolean prefill(int[] tokens, BooleanSupplier cancelled) {
-    int chunk = options.prefillListener() == null ? decoder.promptSize() : decoder.microBatchSize();
+    boolean whole =
+        options.prefillListener() == null && (cache == null || !cache.readsByMicroBatch());
+    int chunk = whole ? decoder.promptSize() : decoder.microBatchSize();
     return prefill(withWaiting(tokens), cancelled, chunk, null);
   }
 
@@ -841,6 +843,9 @@ public final class Session implements AutoCloseable {
       }
       if (progress != null) {
         progress.prefilled(from + count, tokens.length);
+      }
+      if (cache != null && !cache.afterPart(position, from + count == tokens.length, cancelled)) {
+        return false;
       }
     }
     return true;

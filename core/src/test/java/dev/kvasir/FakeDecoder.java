@@ -53,6 +53,7 @@ final class FakeDecoder implements Decoder {
           "position",
           "cell",
           "slotOfCell",
+          "movedLayer",
           "residentBytes",
           "fullBytes");
 

@@ -7,14 +7,17 @@ import dev.kvasir.bindings.generated.kvasir_eviction;
 import dev.kvasir.bindings.generated.kvasir_fetch;
 import dev.kvasir.bindings.generated.kvasir_head_view;
 import dev.kvasir.bindings.generated.kvasir_layer_info;
+import dev.kvasir.bindings.generated.kvasir_moved_info;
 import dev.kvasir.bindings.generated.kvasir_statistic_params;
 import dev.kvasir.cache.LayerPlace;
 import dev.kvasir.internal.policy.CacheStore;
 import dev.kvasir.internal.policy.LayerShape;
+import dev.kvasir.internal.policy.MovedLayer;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What the store of one context holds of one sequence, which is a stream of llama.cpp's. The slot
@@ -24,14 +27,19 @@ import java.util.Arrays;
 final class NativeCacheStore implements CacheStore {
   private final MemorySegment cache;
   private final int stream;
+  private final int threads;
   private final Arena arena;
   private final LayerShape[] shapes;
   private final LayerPlace[] places;
   private final boolean[] scoresAtHand;
   private final HeadView[][] heads;
   private final MemorySegment scratch;
+  private final MemorySegment one; // for one integer
+  private final MemorySegment headWeights; // of a layer
   private final int mostHeads; // KV heads of a layer
   private final int[] indexAhead; // of an item, by reading, layer and head; -1: there is none
+  private MemorySegment kept = MemorySegment.NULL; // slots, and how many of each head
+  private MemorySegment keptCounts = MemorySegment.NULL;
   private MemorySegment evictions;
   private int evictionCount;
   private Items announced;
@@ -71,8 +79,14 @@ final class NativeCacheStore implements CacheStore {
       MemorySegment score,
       MemorySegment slotPlusOne) {}
 
-  NativeCacheStore(MemorySegment cache, int stream, NativeModel model, Arena arena) {
+  /**
+   * The store of one sequence.
+   *
+   * @param threads of what is computed over it
+   */
+  NativeCacheStore(MemorySegment cache, int stream, NativeModel model, int threads, Arena arena) {
     this.cache = cache;
+    this.threads = threads;
     this.stream = stream;
     this.arena = arena;
     int layers = NativeApi.kvasir_cache_n_layers(cache);
@@ -82,6 +96,7 @@ final class NativeCacheStore implements CacheStore {
     heads = new HeadView[layers][];
     int mostCells = 1;
     int mostHeads = 1;
+    int mostQueryHeads = 1;
     int allHeads = 0;
     try (Arena local = Arena.ofConfined()) {
       MemorySegment info = kvasir_layer_info.allocate(local);
@@ -98,6 +113,7 @@ final class NativeCacheStore implements CacheStore {
                 kvasir_layer_info.head_dim_k(info),
                 kvasir_layer_info.head_dim_v(info),
                 kvasir_layer_info.slot_bytes(info),
+                halfBytes(info),
                 cells,
                 kvasir_layer_info.n_swa(info) != 0);
         places[layer] =
@@ -110,6 +126,7 @@ final class NativeCacheStore implements CacheStore {
         scoresAtHand[layer] = kvasir_layer_info.scores_at_hand(info) != 0;
         mostCells = Math.max(mostCells, cells);
         mostHeads = Math.max(mostHeads, kvHeads);
+        mostQueryHeads = Math.max(mostQueryHeads, kvasir_layer_info.n_head(info));
         allHeads += kvHeads;
         heads[layer] = new HeadView[kvHeads];
         for (int head = 0; head < kvHeads; head++) {
@@ -127,12 +144,22 @@ final class NativeCacheStore implements CacheStore {
       }
     }
     scratch = arena.allocate(ValueLayout.JAVA_INT, mostCells);
+    one = arena.allocate(ValueLayout.JAVA_INT);
+    headWeights = arena.allocate(ValueLayout.JAVA_FLOAT, mostQueryHeads);
     evictions = kvasir_eviction.allocateArray(Math.max(64, 2L * allHeads), arena);
     this.mostHeads = mostHeads;
     announced = new Items(arena);
     ahead = new Items(arena);
     indexAhead = new int[Reading.values().length * layers * mostHeads];
     Arrays.fill(indexAhead, -1);
+  }
+
+  /** K and V bytes of a slot as f16; latent attention has no rows of V. */
+  private static long halfBytes(MemorySegment info) {
+    int keyDim = kvasir_layer_info.head_dim_k(info);
+    long keyBytes = NativeApi.ggml_row_size(kvasir_layer_info.type_k(info), keyDim);
+    boolean keysOnly = kvasir_layer_info.slot_bytes(info) == keyBytes;
+    return Short.BYTES * (long) (keyDim + (keysOnly ? 0 : kvasir_layer_info.head_dim_v(info)));
   }
 
   private static void check(int status, String what) {
@@ -382,6 +409,70 @@ final class NativeCacheStore implements CacheStore {
         NativeApi.kvasir_cache_value_norms(cache, layer, stream, head, first, count, scratch),
         "measure value rows");
     MemorySegment.copy(scratch, ValueLayout.JAVA_FLOAT, 0, into, 0, count);
+  }
+
+  @Override
+  public void recordQueries(int stride) {
+    check(NativeApi.kvasir_moved_record(cache, stride), "record queries");
+  }
+
+  @Override
+  public int sumMoved(int layer, int end) {
+    int status;
+    ExitGuard.enter();
+    try {
+      status = NativeApi.kvasir_moved_sum(cache, layer, end, threads, one);
+    } finally {
+      ExitGuard.leave();
+    }
+    check(status, "sum up what moved queries would take");
+    return one.get(ValueLayout.JAVA_INT, 0);
+  }
+
+  @Override
+  public void foldMoved(int layer, float @Nullable [] weights, int smooth) {
+    MemorySegment given = MemorySegment.NULL;
+    if (weights != null) {
+      MemorySegment.copy(weights, 0, headWeights, ValueLayout.JAVA_FLOAT, 0, weights.length);
+      given = headWeights;
+    }
+    int status;
+    ExitGuard.enter();
+    try {
+      status = NativeApi.kvasir_moved_fold(cache, layer, given, smooth, threads);
+    } finally {
+      ExitGuard.leave();
+    }
+    check(status, "fold what moved queries would take into the scores");
+  }
+
+  @Override
+  public MovedLayer movedLayer(int layer) {
+    try (Arena local = Arena.ofConfined()) {
+      MemorySegment info = kvasir_moved_info.allocate(local);
+      check(NativeApi.kvasir_moved_layer(cache, layer, info), "say how queries are moved");
+      return new MovedLayer(kvasir_moved_info.turned(info) != 0, kvasir_moved_info.window(info));
+    }
+  }
+
+  @Override
+  public void keepAll(int[] counts, int[] slots) {
+    int all = 0;
+    for (int count : counts) {
+      all += count;
+    }
+    kept = ensure(kept, all);
+    keptCounts = ensure(keptCounts, counts.length);
+    MemorySegment.copy(slots, 0, kept, ValueLayout.JAVA_INT, 0, all);
+    MemorySegment.copy(counts, 0, keptCounts, ValueLayout.JAVA_INT, 0, counts.length);
+    check(NativeApi.kvasir_cache_keep_all(cache, stream, kept, keptCounts), "compact all heads");
+  }
+
+  /** Room for so many integers; what was too small goes with the garbage. */
+  private static MemorySegment ensure(MemorySegment room, int integers) {
+    return room.byteSize() >= (long) integers * Integer.BYTES
+        ? room
+        : Arena.ofAuto().allocate(ValueLayout.JAVA_INT, integers + integers / 4L);
   }
 
   @Override

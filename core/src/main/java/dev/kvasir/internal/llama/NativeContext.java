@@ -125,7 +125,16 @@ public final class NativeContext implements Decoder {
           cache.address() == 0
               ? List.of()
               : IntStream.range(0, sequences)
-                  .mapToObj(sequence -> new NativeCacheStore(cache, sequence, model, arena))
+                  .mapToObj(
+                      sequence ->
+                          new NativeCacheStore(
+                              cache,
+                              sequence,
+                              model,
+                              Math.min(
+                                  batchThreads(options),
+                                  Runtime.getRuntime().availableProcessors()),
+                              arena))
                   .toList();
       tokens = arena.allocate(ValueLayout.JAVA_INT, batchSize);
       positions = arena.allocate(ValueLayout.JAVA_INT, batchSize);
@@ -161,7 +170,7 @@ public final class NativeContext implements Decoder {
     NativeLog.clearErrors();
     try (Arena local = Arena.ofConfined()) {
       MemorySegment params = NativeApi.llama_context_default_params(local);
-      int threads = options.threads() > 0 ? options.threads() : defaultThreads();
+      int threads = threads(options);
       int size = options.contextSize() == 0 ? model.trainedContext() : options.contextSize();
       if (model.positions() > 0 && size > model.positions()) {
         // ggml looks a position up in a table without a question, and asserts while it computes.
@@ -178,8 +187,7 @@ public final class NativeContext implements Decoder {
       llama_context_params.n_ubatch(params, microBatchSize);
       llama_context_params.n_seq_max(params, sequences);
       llama_context_params.n_threads(params, threads);
-      llama_context_params.n_threads_batch(
-          params, options.batchThreads() > 0 ? options.batchThreads() : threads);
+      llama_context_params.n_threads_batch(params, batchThreads(options));
       llama_context_params.type_k(params, keyType);
       llama_context_params.type_v(params, valueType);
       llama_context_params.swa_full(params, false);
@@ -247,6 +255,14 @@ public final class NativeContext implements Decoder {
               .formatted(sequences, size));
     }
     return (int) cells;
+  }
+
+  private static int threads(SessionOptions options) {
+    return options.threads() > 0 ? options.threads() : defaultThreads();
+  }
+
+  private static int batchThreads(SessionOptions options) {
+    return options.batchThreads() > 0 ? options.batchThreads() : threads(options);
   }
 
   /**

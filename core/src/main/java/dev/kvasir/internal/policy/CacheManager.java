@@ -1,6 +1,6 @@
 package dev.kvasir.internal.policy;
 
-import dev.kvasir.InvalidOptionException;
+import dev.kvasir.ExitingException;
 import dev.kvasir.ProfileException;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
@@ -19,6 +19,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.ForkJoinPool;
+import java.util.function.BooleanSupplier;
 import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
@@ -43,6 +44,7 @@ public final class CacheManager {
   private final @Nullable FastGen profiling; // null when the heads' policies are known beforehand
   private final @Nullable Profile given;
   private final @Nullable Uniform uniform;
+  private final @Nullable ForesightKeeper foresight; // null: another policy
   private final Ranking ranking;
   private final int grace;
   private final int minimumTokens;
@@ -83,6 +85,7 @@ public final class CacheManager {
         full = true;
         profiling = null;
         uniform = null;
+        foresight = null;
         ranking = new Ranking(Score.SUM, Weight.NONE);
         sinks = 0;
         grace = 0;
@@ -92,18 +95,27 @@ public final class CacheManager {
         full = false;
         profiling = profile != null ? null : f;
         uniform = null;
+        foresight = null;
         ranking = new Ranking(f.score(), f.weight());
         sinks = f.sinks();
         grace = f.grace();
         minimumTokens = f.minimumTokens();
       }
-      case Foresight _ ->
-          throw new InvalidOptionException(
-              "CachePolicy.foresight() cannot be carried out yet: take another policy.");
+      case Foresight f -> {
+        full = false;
+        profiling = null;
+        uniform = null;
+        foresight = new ForesightKeeper(store, f);
+        ranking = new Ranking(Score.SUM, Weight.NONE);
+        sinks = 0;
+        grace = 0;
+        minimumTokens = 0;
+      }
       case Uniform u -> {
         full = false;
         profiling = null;
         uniform = u;
+        foresight = null;
         ranking = new Ranking(u.score(), u.weight());
         sinks = u.sinks();
         grace = u.grace();
@@ -113,6 +125,11 @@ public final class CacheManager {
     int capacity = 0;
     for (int l = 0; l < store.layers(); l++) {
       capacity = Math.max(capacity, store.shape(l).cells());
+    }
+    if (foresight != null) { // which looks at positions only
+      log = new TokenLog(new Unmarked(kinds), sinks, 0);
+      cells = new CellMap[0];
+      return;
     }
     log = new TokenLog(full ? new Unmarked(kinds) : kinds, sinks, capacity);
     cells = new CellMap[store.layers()];
@@ -165,8 +182,46 @@ public final class CacheManager {
     if (keepsAll()) {
       return;
     }
+    if (foresight != null) {
+      try {
+        foresight.beforePrefill();
+      } catch (RuntimeException | Error e) {
+        giveUp(e);
+      }
+      mark();
+      return;
+    }
     mark();
     beginCounting(tokens);
+  }
+
+  /** Whether {@link #afterPart} is to be called after every micro-batch of a prompt. */
+  public boolean readsByMicroBatch() {
+    return foresight != null && failure == null && foresight.sumsWhileReading();
+  }
+
+  /**
+   * To be called when a part of a prompt was decoded, before the next one is; false when it was
+   * cancelled meanwhile, and the prompt is to be taken back. A policy that fails is given up, as in
+   * {@link #afterPrefill}.
+   *
+   * @param position behind the part
+   * @param last whether it was the last one
+   * @param cancelled asked now and then, on this thread
+   * @throws ExitingException if the JVM exits
+   */
+  public boolean afterPart(int position, boolean last, BooleanSupplier cancelled) {
+    if (foresight == null || failure != null) {
+      return true;
+    }
+    try {
+      return foresight.afterPart(position, last, cancelled);
+    } catch (ExitingException e) {
+      throw e;
+    } catch (RuntimeException | Error e) {
+      giveUp(e);
+      return true;
+    }
   }
 
   /** What counting may change. */
@@ -179,6 +234,9 @@ public final class CacheManager {
   public void mark() {
     if (!keepsAll()) {
       store.mark();
+      if (foresight != null) {
+        foresight.mark();
+      }
       marked = new Marked(bounds, scoredFrom, tracking);
     }
   }
@@ -187,6 +245,9 @@ public final class CacheManager {
   public void endMark() {
     if (marked != null) {
       marked = null;
+      if (foresight != null) {
+        foresight.endMark();
+      }
       store.endMark();
     }
   }
@@ -234,6 +295,10 @@ public final class CacheManager {
     }
     try {
       endMark();
+      if (foresight != null) {
+        foresight.afterPrefill(length);
+        return;
+      }
       for (int i = from; i < from + count; i++) {
         log.append(tokens[i]);
       }
@@ -261,6 +326,10 @@ public final class CacheManager {
       return;
     }
     try {
+      if (foresight != null) {
+        foresight.afterStep(length);
+        return;
+      }
       log.append(token);
       if (full) {
         return;
@@ -298,6 +367,10 @@ public final class CacheManager {
   }
 
   private void prepare() {
+    if (foresight != null) {
+      foresight.prepareStep();
+      return;
+    }
     for (var head : dropping) {
       head.prepareStep();
     }
@@ -328,6 +401,9 @@ public final class CacheManager {
   /** Scores and sums that no one will read cost time; that they cannot be ended is no matter. */
   private void endCounting(Throwable cause) {
     try {
+      if (foresight != null) {
+        foresight.stop();
+      }
       endMark();
       if (bounds != null) {
         bounds = null;
@@ -383,6 +459,9 @@ public final class CacheManager {
       trackNothing();
     }
     store.readAhead(); // forgets what was
+    if (foresight != null) {
+      foresight.clear();
+    }
   }
 
   /**
@@ -398,6 +477,10 @@ public final class CacheManager {
     marked = null;
     try {
       store.takeBack();
+      if (foresight != null) {
+        foresight.rollBack();
+        return;
+      }
       bounds = before.bounds;
       scoredFrom = before.scoredFrom;
       if (!before.tracking && tracking) {
@@ -437,7 +520,7 @@ public final class CacheManager {
             new HeadUse(
                 shape.layer(),
                 h,
-                keepsAll() ? "full" : decided ? chosen.get(heads.size()).name() : UNDECIDED,
+                policyOf(l, heads.size()),
                 slots,
                 Math.max(slots, Math.min(length, shape.cells())),
                 shape.slotBytes()));
@@ -445,12 +528,23 @@ public final class CacheManager {
     }
     return new CacheReport(
         length,
-        keepsAll() || decided,
+        keepsAll() || (foresight != null ? foresight.decided() : decided),
         layers,
         heads,
         store.residentBytes(),
         store.fullBytes(),
         Optional.ofNullable(failure));
+  }
+
+  /** What a head is held to, in words. */
+  private String policyOf(int layer, int index) {
+    if (keepsAll()) {
+      return "full";
+    }
+    if (foresight != null) {
+      return foresight.decided() ? foresight.name(layer) : UNDECIDED;
+    }
+    return decided ? chosen.get(index).name() : UNDECIDED;
   }
 
   private void decideIfEnough() {

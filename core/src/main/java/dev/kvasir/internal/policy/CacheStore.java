@@ -1,6 +1,7 @@
 package dev.kvasir.internal.policy;
 
 import dev.kvasir.cache.LayerPlace;
+import org.jspecify.annotations.Nullable;
 
 /**
  * The slots of one sequence, as the policies see and change them: per layer and KV head a dense
@@ -148,6 +149,45 @@ public interface CacheStore {
    * must have been {@linkplain #readAhead read ahead}.
    */
   void readStatistic(int layer, int head, float[] into, int count);
+
+  /**
+   * Every {@code stride}-th query of the tokens that come from here on is recorded, in every layer;
+   * 0: none, and record and sums are forgotten.
+   *
+   * @param stride 0, 1, 2, 4 or 8
+   */
+  void recordQueries(int stride);
+
+  /**
+   * Sums up the recorded queries of the tokens before a position, in one layer, and drops them from
+   * the record: each block of them is moved so that it begins at {@code end}, and attends to the
+   * slots of positions before {@code end} and to a copy of its own tokens. A GPU does so behind
+   * what it is computing, and the call does not wait for it.
+   *
+   * @return how many queries
+   */
+  int sumMoved(int layer, int end);
+
+  /**
+   * Adds to the scores of a layer's slots what was summed up since the last time, as squares of the
+   * attention weighted by the query head and by the distance of the value row from the head's mean
+   * output, and forgets the sums. Not between {@link #mark} and its end.
+   *
+   * @param weights of the query heads; null: one over a head's mean squared output
+   * @param smooth squares are means over so many neighbouring slots first; odd
+   */
+  void foldMoved(int layer, float @Nullable [] weights, int smooth);
+
+  /** How a layer's queries are moved. */
+  MovedLayer movedLayer(int layer);
+
+  /**
+   * {@link #keep} for all heads in one call.
+   *
+   * @param counts by layer and head, numbered through: how many slots are kept
+   * @param slots the slots of all heads, one head's after another's, each ascending
+   */
+  void keepAll(int[] counts, int[] slots);
 
   /** Bytes of memory pages that the store occupies now (keys, values and slot tables). */
   long residentBytes();

@@ -9,6 +9,7 @@ package dev.kvasir.internal.policy;
  * @param keyDim elements of a key row
  * @param valueDim elements of a value row
  * @param slotBytes K and V bytes of one slot of one KV head
+ * @param halfBytes what they would be as f16
  * @param cells tokens that the layer's cache can hold
  * @param sliding whether the layer belongs to the smaller cache of a sliding-window model, which
  *     reuses the cells of tokens that no later query can see
@@ -20,5 +21,29 @@ public record LayerShape(
     int keyDim,
     int valueDim,
     long slotBytes,
+    long halfBytes,
     int cells,
-    boolean sliding) {}
+    boolean sliding) {
+
+  /** A layer that holds both keys and values, which latent attention does not. */
+  public LayerShape(
+      int layer,
+      int kvHeads,
+      int queryGroup,
+      int keyDim,
+      int valueDim,
+      long slotBytes,
+      int cells,
+      boolean sliding) {
+    this(
+        layer,
+        kvHeads,
+        queryGroup,
+        keyDim,
+        valueDim,
+        slotBytes,
+        2L * (keyDim + valueDim),
+        cells,
+        sliding);
+  }
+}

@@ -13,6 +13,7 @@ final class ArrayStore implements CacheStore {
   private final int layers;
   private final int heads; // KV heads of a layer
   private final int[] slots;
+  private final int[] summed; // queries of the tokens before, by layer
   private final int[][] position;
   private final int[][] cell;
   private final float[][] score;
@@ -30,6 +31,7 @@ final class ArrayStore implements CacheStore {
     this.shape = new LayerShape(0, heads, queryGroup, 64, 64, 256, cells, false);
     this.random = new Random(seed);
     int all = layers * heads;
+    summed = new int[layers];
     slots = new int[all];
     position = new int[all][cells];
     cell = new int[all][cells];
@@ -204,6 +206,33 @@ final class ArrayStore implements CacheStore {
   @Override
   public void readStatistic(int layer, int head, float[] into, int count) {
     System.arraycopy(statistic, 0, into, 0, count);
+  }
+
+  @Override
+  public void recordQueries(int stride) {}
+
+  @Override
+  public int sumMoved(int layer, int end) {
+    int queries = end - summed[layer];
+    summed[layer] = end;
+    return queries;
+  }
+
+  @Override
+  public void foldMoved(int layer, float[] weights, int smooth) {}
+
+  @Override
+  public MovedLayer movedLayer(int layer) {
+    return new MovedLayer(true, 0);
+  }
+
+  @Override
+  public void keepAll(int[] counts, int[] slots) {
+    int from = 0;
+    for (int i = 0; i < counts.length; i++) {
+      keep(i / heads, i % heads, Arrays.copyOfRange(slots, from, from + counts[i]), counts[i]);
+      from += counts[i];
+    }
   }
 
   @Override

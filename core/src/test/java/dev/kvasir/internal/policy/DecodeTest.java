@@ -299,7 +299,7 @@ class DecodeTest {
    * A store that reads ahead as the real one does: what is read ahead is of that time. Where scores
    * are not at hand, as on a GPU, all else is waited for.
    */
-  private static class AheadStore extends FakeStore {
+  static class AheadStore extends FakeStore {
     private record Key(int layer, int head, Reading reading) {}
 
     private record Span(int first, float[] values) {}

@@ -19,6 +19,7 @@ public class FakeStore implements CacheStore {
     int position;
     double score;
     double[][] buckets = {};
+    double[] squares = {}; // by query head of the group, of the moved queries
   }
 
   /** One KV head. */
@@ -38,6 +39,9 @@ public class FakeStore implements CacheStore {
   private final int slidingWindow;
   private final long seed;
   private final List<int[]> evictions = new ArrayList<>();
+  private final List<List<Integer>> recorded = new ArrayList<>(); // positions, by layer
+  private final int[] base; // of blocks, by layer
+  private int stride;
   private int[] bounds;
   private int rows;
   private int length;
@@ -48,6 +52,10 @@ public class FakeStore implements CacheStore {
     this.slidingWindow = slidingWindow;
     this.shapes = shapes;
     this.heads = new Head[shapes.length][];
+    this.base = new int[shapes.length];
+    for (int l = 0; l < shapes.length; l++) {
+      recorded.add(new ArrayList<>());
+    }
     empty();
   }
 
@@ -72,6 +80,10 @@ public class FakeStore implements CacheStore {
         keep(l, h, kept, kept.length);
       }
     }
+    for (int l = 0; l < shapes.length; l++) {
+      recorded.get(l).removeIf(p -> p >= position);
+      base[l] = Math.min(base[l], position);
+    }
     length = position;
   }
 
@@ -83,6 +95,8 @@ public class FakeStore implements CacheStore {
         heads[l][h] = new Head(shapes[l].cells());
       }
     }
+    recorded.forEach(List::clear);
+    Arrays.fill(base, -1);
     length = 0;
   }
 
@@ -133,6 +147,10 @@ public class FakeStore implements CacheStore {
   public void evaluate(int tokens) {
     for (int t = 0; t < tokens; t++) {
       for (int l = 0; l < shapes.length; l++) {
+        base[l] = base[l] < 0 && stride > 0 ? length : base[l];
+        if (stride > 0 && (length - base[l]) % 64 % stride == stride / 2) {
+          recorded.get(l).add(length);
+        }
         int cell = (length + (shapes[l].sliding() ? 0 : skipped())) % shapes[l].cells();
         for (int h = 0; h < heads[l].length; h++) {
           append(heads[l][h], cell);
@@ -153,6 +171,7 @@ public class FakeStore implements CacheStore {
     if (head.slotOfCell[cell] >= 0) {
       slot = head.slots.get(head.slotOfCell[cell]);
       slot.score = 0;
+      slot.squares = new double[0];
     } else {
       slot = new Slot();
       head.slotOfCell[cell] = head.slots.size();
@@ -293,6 +312,10 @@ public class FakeStore implements CacheStore {
       }
       kept.add(h.slots.get(slots[i]));
     }
+    boolean firstOnes = count == 0 || slots[count - 1] == count - 1;
+    if (!firstOnes) { // sums are by slot
+      h.slots.forEach(s -> s.squares = new double[0]);
+    }
     h.slots.clear();
     h.slots.addAll(kept);
     Arrays.fill(h.slotOfCell, -1);
@@ -372,9 +395,15 @@ public class FakeStore implements CacheStore {
     bounds = null;
   }
 
-  private record Counted(double score, double[][] buckets) {}
+  private record Counted(double score, double[][] buckets, double[] squares) {}
 
-  private record Mark(List<List<List<Counted>>> counted, int[] bounds, int rows) {}
+  private record Mark(
+      List<List<List<Counted>>> counted,
+      int[] bounds,
+      int rows,
+      List<List<Integer>> recorded,
+      int[] base,
+      int stride) {}
 
   private Mark mark;
 
@@ -393,12 +422,18 @@ public class FakeStore implements CacheStore {
                             .map(
                                 head ->
                                     head.slots.stream()
-                                        .map(s -> new Counted(s.score, copy(s.buckets)))
+                                        .map(
+                                            s ->
+                                                new Counted(
+                                                    s.score, copy(s.buckets), s.squares.clone()))
                                         .toList())
                             .toList())
                 .toList(),
             bounds,
-            rows);
+            rows,
+            recorded.stream().map(List::copyOf).toList(),
+            base.clone(),
+            stride);
   }
 
   @Override
@@ -414,12 +449,18 @@ public class FakeStore implements CacheStore {
     bounds = mark.bounds;
     rows = mark.rows;
     for (int l = 0; l < heads.length; l++) {
+      recorded.set(l, new ArrayList<>(mark.recorded.get(l)));
+      base[l] = mark.base[l];
+    }
+    stride = mark.stride;
+    for (int l = 0; l < heads.length; l++) {
       for (int h = 0; h < heads[l].length; h++) {
         var counted = mark.counted.get(l).get(h);
         var slots = heads[l][h].slots;
         for (int s = 0; s < slots.size(); s++) {
           boolean later = s >= counted.size();
           slots.get(s).score = later ? 0 : counted.get(s).score;
+          slots.get(s).squares = later ? new double[0] : counted.get(s).squares;
           slots.get(s).buckets =
               later
                   ? new double[bounds == null ? 0 : rows][bounds == null ? 0 : bounds.length + 1]
@@ -440,6 +481,155 @@ public class FakeStore implements CacheStore {
               (float) heads[layer][head].slots.get(s).buckets[row][b];
         }
       }
+    }
+  }
+
+  /** Squared distance of a token's value row from a query head's mean output. */
+  double distance(int layer, int queryHead, int position) {
+    return 0.1 + uniform(position * 389L + layer * 57L + queryHead * 7L + 3);
+  }
+
+  /** One over a query head's mean squared output. */
+  double outputWeight(int layer, int queryHead) {
+    return 0.5 + uniform(layer * 71L + queryHead + 11);
+  }
+
+  /** Every so-manieth query is recorded; 0: none is. */
+  public int stride() {
+    return stride;
+  }
+
+  @Override
+  public void recordQueries(int stride) {
+    if (stride != 0 && stride != 1 && stride != 2 && stride != 4 && stride != 8) {
+      throw new AssertionError("stride " + stride);
+    }
+    this.stride = stride;
+    if (stride == 0) {
+      recorded.forEach(List::clear);
+      Arrays.fill(base, -1);
+      forgetSums();
+    }
+  }
+
+  private void forgetSums() {
+    for (var layer : heads) {
+      for (var head : layer) {
+        head.slots.forEach(s -> s.squares = new double[0]);
+      }
+    }
+  }
+
+  private void requireRecording() {
+    if (stride == 0) {
+      throw new AssertionError("no queries are recorded");
+    }
+  }
+
+  @Override
+  public int sumMoved(int layer, int end) {
+    requireRecording();
+    var queries = recorded.get(layer).stream().filter(p -> p < end).toList();
+    for (int at : queries) {
+      int begin = base[layer] + (at - base[layer]) / 64 * 64;
+      for (int h = 0; h < heads[layer].length; h++) {
+        moved(layer, h, at, at - begin + end, begin, end);
+      }
+    }
+    recorded.get(layer).removeAll(queries);
+    base[layer] = Math.max(base[layer], end);
+    return queries.size();
+  }
+
+  private void moved(int layer, int h, int at, int movedTo, int begin, int end) {
+    int group = shapes[layer].queryGroup();
+    var seen = heads[layer][h].slots.stream().filter(s -> s.position < end).toList();
+    for (int q = 0; q < group; q++) {
+      double[] p =
+          movedAttention(
+              layer,
+              h * group + q,
+              at,
+              movedTo,
+              begin,
+              seen.stream().mapToInt(s -> s.position).toArray());
+      for (int j = 0; j < p.length; j++) {
+        var slot = seen.get(j);
+        slot.squares = slot.squares.length == 0 ? new double[group] : slot.squares;
+        slot.squares[q] += p[j] * p[j];
+      }
+    }
+  }
+
+  /** What the query of a token takes of some positions when it is moved, with its block's copy. */
+  double[] movedAttention(
+      int layer, int queryHead, int at, int movedTo, int begin, int[] positions) {
+    double sum = 0;
+    for (int key = begin; key <= at; key++) {
+      sum += Math.exp(logit(layer, queryHead, at, key));
+    }
+    var weights = new double[positions.length];
+    for (int j = 0; j < weights.length; j++) {
+      boolean inWindow = !shapes[layer].sliding() || movedTo - positions[j] < slidingWindow;
+      weights[j] = inWindow ? Math.exp(logit(layer, queryHead, movedTo, positions[j])) : 0;
+      sum += weights[j];
+    }
+    for (int j = 0; j < weights.length; j++) {
+      weights[j] /= sum;
+    }
+    return weights;
+  }
+
+  @Override
+  public void foldMoved(int layer, float[] weights, int smooth) {
+    requireRecording();
+    if (mark != null || smooth < 1 || smooth % 2 == 0) {
+      throw new AssertionError(mark != null ? "marked" : "smooth " + smooth);
+    }
+    int group = shapes[layer].queryGroup();
+    for (int h = 0; h < heads[layer].length; h++) {
+      var head = heads[layer][h];
+      if (head.tracked) {
+        throw new AssertionError("tracked");
+      }
+      for (int q = 0; q < group; q++) {
+        int of = h * group + q;
+        double weight = weights == null ? outputWeight(layer, of) : weights[of];
+        double[] squares = new double[head.slots.size()];
+        for (int j = 0; j < squares.length; j++) {
+          double[] own = head.slots.get(j).squares;
+          squares[j] = own.length == 0 ? 0 : own[q];
+        }
+        for (int j = 0; j < squares.length; j++) {
+          int from = Math.max(0, j - smooth / 2);
+          int to = Math.min(squares.length, j + smooth / 2 + 1);
+          double mean = Arrays.stream(squares, from, to).average().orElseThrow();
+          var slot = head.slots.get(j);
+          slot.score += weight * mean * distance(layer, of, slot.position);
+        }
+      }
+    }
+    Arrays.stream(heads[layer]).forEach(h -> h.slots.forEach(s -> s.squares = new double[0]));
+  }
+
+  @Override
+  public MovedLayer movedLayer(int layer) {
+    return new MovedLayer(layer != 1, shapes[layer].sliding() ? slidingWindow : 0);
+  }
+
+  @Override
+  public void keepAll(int[] counts, int[] slots) {
+    int head = 0;
+    int from = 0;
+    for (int l = 0; l < shapes.length; l++) {
+      for (int h = 0; h < heads[l].length; h++) {
+        int count = counts[head++];
+        keep(l, h, Arrays.copyOfRange(slots, from, from + count), count);
+        from += count;
+      }
+    }
+    if (head != counts.length) {
+      throw new AssertionError(counts.length + " counts");
     }
   }
 
