@@ -6,6 +6,7 @@
 #include "cache.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace kvasir {
 
@@ -94,24 +95,6 @@ int32_t moved_queries::sum(int32_t end, int n_threads) {
     return n;
 }
 
-// of all that was summed up, folded or not
-void moved_queries::means(std::vector<float> & output, std::vector<float> & length2) {
-    const auto n_head = (size_t) layer_.n_head, dv = (size_t) layer_.v.format.dim;
-    std::vector<double> o(n_head * dv), l(n_head);
-    if (summed_) {
-        memory_->read_outputs(o.data(), l.data());
-    }
-    const double n = (double) std::max<int64_t>(n_outputs_ + n_folded_outputs_, 1);
-    output.resize(o.size());
-    length2.resize(l.size());
-    for (size_t i = 0; i < o.size(); i++) {
-        output[i] = (float) ((o[i] + (output_.empty() ? 0 : output_[i])) / n);
-    }
-    for (size_t i = 0; i < l.size(); i++) {
-        length2[i] = (float) ((l[i] + (length2_.empty() ? 0 : length2_[i])) / n);
-    }
-}
-
 void moved_queries::read(int head, float * p, float * squares, float * output, float * length2) {
     const auto group = (size_t) (layer_.n_head / layer_.n_head_kv), n = (size_t) layer_.heads[(size_t) head].n, dv = (size_t) layer_.v.format.dim;
     if (summed_) {
@@ -123,14 +106,15 @@ void moved_queries::read(int head, float * p, float * squares, float * output, f
             }
         }
     }
-    if (output || length2) {
-        std::vector<float> o, l;
-        means(o, l);
-        if (output) {
-            std::copy_n(o.begin() + (ptrdiff_t) ((size_t) head * group * dv), group * dv, output);
+    if (output || length2) { // of all that was summed up, folded or not
+        const double        of = (double) n_means();
+        std::vector<double> o((size_t) layer_.n_head * dv), l((size_t) layer_.n_head);
+        memory_->read_outputs(o.data(), l.data());
+        for (size_t i = 0; output && i < group * dv; i++) {
+            output[i] = (float) (o[(size_t) head * group * dv + i] / of);
         }
-        if (length2) {
-            std::copy_n(l.begin() + (ptrdiff_t) ((size_t) head * group), group, length2);
+        for (size_t i = 0; length2 && i < group; i++) {
+            length2[i] = (float) (l[(size_t) head * group + i] / of);
         }
     }
 }
@@ -139,24 +123,10 @@ void moved_queries::fold(const float * weights, int32_t smooth, int n_threads) {
     if (!summed_) {
         return;
     }
-    std::vector<float> output, length2, w((size_t) layer_.n_head);
-    means(output, length2);
-    for (size_t h = 0; h < w.size(); h++) {
-        w[h] = weights ? weights[h] : length2[h] > 0 ? 1 / length2[h] : 0;
-    }
-    memory_->fold(output.data(), w.data(), smooth, n_threads);
-    std::vector<double> o(output.size()), l(length2.size());
-    memory_->read_outputs(o.data(), l.data());
-    output_.resize(o.size());
-    length2_.resize(l.size());
-    for (size_t i = 0; i < o.size(); i++) {
-        output_[i] += o[i];
-    }
-    for (size_t i = 0; i < l.size(); i++) {
-        length2_[i] += l[i];
-    }
+    memory_->fold(n_means(), weights, smooth, n_threads);
     n_folded_outputs_ += n_outputs_;
-    drop_sums();
+    summed_    = false;
+    n_outputs_ = 0;
 }
 
 void moved_queries::drop_sums() {
@@ -235,8 +205,9 @@ void moved_queries::clear() {
     base_ = -1;
     pos_.clear();
     tokens_.clear();
-    output_.clear();
-    length2_.clear();
+    if (memory_) {
+        memory_->clear_folded();
+    }
     n_folded_outputs_ = 0;
 }
 
@@ -315,23 +286,39 @@ public:
         }
     }
     void read_outputs(double * output, double * length2) override {
-        std::copy(now_.output.begin(), now_.output.end(), output);
-        std::copy(now_.length2.begin(), now_.length2.end(), length2);
+        now_.output.resize(outputs());
+        now_.length2.resize((size_t) l_.n_head);
+        folded_output_.resize(outputs());
+        folded_length2_.resize((size_t) l_.n_head);
+        std::transform(now_.output.begin(), now_.output.end(), folded_output_.begin(), output, std::plus<>());
+        std::transform(now_.length2.begin(), now_.length2.end(), folded_length2_.begin(), length2, std::plus<>());
     }
-    void fold(const float * output, const float * weights, int32_t smooth, int n_threads) override {
+    void fold(int64_t n_outputs, const float * weights, int32_t smooth, int n_threads) override {
         (void) n_threads;
-        std::vector<float> smoothed;
+        std::vector<double> o(outputs()), l((size_t) l_.n_head);
+        read_outputs(o.data(), l.data());
+        std::vector<float> output(o.size()), w(l.size()), smoothed;
+        std::transform(o.begin(), o.end(), output.begin(), [n_outputs](double x) { return (float) (x / (double) n_outputs); });
+        std::transform(l.begin(), l.end(), w.begin(), [n_outputs](double x) { return moved_weight(x / (double) n_outputs); });
         for (size_t h = 0; h < now_.heads.size(); h++) {
             head_sums & s = now_.heads[h];
             head_store  head = l_.heads[h];
             head.n = std::min(head.n, (int32_t) s.capacity);
             smooth_over(s, head.n, smooth, smoothed);
-            moved_losses(l_.v.format, head, (int32_t) group(), s.squares.data(), s.capacity, output + h * group() * (size_t) l_.v.format.dim, weights + h * group(), head.score);
+            moved_losses(l_.v.format, head, (int32_t) group(), s.squares.data(), s.capacity, output.data() + h * group() * (size_t) l_.v.format.dim,
+                         (weights ? weights : w.data()) + h * group(), head.score);
         }
+        folded_output_  = std::move(o);
+        folded_length2_ = std::move(l);
+        clear_sums();
     }
     void clear_sums() override {
         now_ = sums();
         account();
+    }
+    void clear_folded() override {
+        folded_output_.clear();
+        folded_length2_.clear();
     }
     void set_sums_aside() override {
         aside_ = now_;
@@ -371,8 +358,10 @@ private:
     layer &               l_;
     std::vector<uint16_t> queries_; // f16 [entry][n_head][head dim of K]
     sums                  now_, aside_;
+    std::vector<double>   folded_output_, folded_length2_;
     size_t                accounted_ = 0;
 
+    size_t outputs() const { return (size_t) l_.n_head * (size_t) l_.v.format.dim; }
     size_t group() const { return (size_t) (l_.n_head / l_.n_head_kv); }
     static size_t size_of(const sums & s) {
         size_t bytes = 0;

@@ -5,6 +5,7 @@
 #include "../attention/rotation.h"
 #include "memory_limit.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -34,11 +35,13 @@ public:
     virtual void sum(const std::vector<moved_block> & blocks, const std::vector<int32_t> & pos, int32_t end, int n_threads) = 0;
     // p, squares [group][n_slots of the head], may be nullptr
     virtual void read(int head, float * p, float * squares) = 0;
-    // sums of outputs [n_head][dim of V] and of their squared lengths [n_head] since the last clear_sums; both may be nullptr
+    // sums of outputs [n_head][dim of V] and of their squared lengths [n_head]: those of the sums, and those of sums that were folded
     virtual void read_outputs(double * output, double * length2) = 0;
-    // adds to the scores sum_g weights squares |v - output|^2; output [n_head][dim of V], weights [n_head]; squares are means over smooth neighbours
-    virtual void fold(const float * output, const float * weights, int32_t smooth, int n_threads) = 0;
-    virtual void clear_sums() = 0;                      // and frees them
+    // Adds to the scores sum_g w_g squares |v - mean output|^2; squares are means over smooth neighbours. Means of outputs and of squared lengths are the
+    // above over n_outputs. weights [n_head], or nullptr: 1 / mean squared length. Then sums of outputs are folded ones, and the others are cleared.
+    virtual void fold(int64_t n_outputs, const float * weights, int32_t smooth, int n_threads) = 0;
+    virtual void clear_sums() = 0;                      // but for what is folded
+    virtual void clear_folded() = 0;
     virtual void set_sums_aside() = 0;                  // they can be brought back
     virtual void bring_sums_back() = 0;
     virtual void drop_sums_aside() = 0;
@@ -88,7 +91,6 @@ private:
     int32_t                       first_entry_ = 0;
     bool                          summed_ = false;  // there are sums
     int64_t                       n_outputs_ = 0;   // queries in the sums of outputs that are not folded yet
-    std::vector<double>           output_, length2_; // of what is folded
     int64_t                       n_folded_outputs_ = 0;
 
     struct at_mark {
@@ -98,9 +100,12 @@ private:
         int64_t n_outputs = 0;
     } mark_;
 
-    void  means(std::vector<float> & output, std::vector<float> & length2);
+    int64_t n_means() const { return std::max<int64_t>(n_outputs_ + n_folded_outputs_, 1); }
     void  drop_sums();
 };
+
+// w_g of a query head's mean squared length
+inline float moved_weight(double length2) { return length2 > 0 ? (float) (1 / length2) : 0; }
 
 std::unique_ptr<moved_memory> host_moved_memory(layer & l);
 // records the queries of moved.tokens() of a node on the host, thread ith of nth; the memory is the host's
