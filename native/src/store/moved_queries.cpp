@@ -294,20 +294,31 @@ public:
         std::transform(now_.length2.begin(), now_.length2.end(), folded_length2_.begin(), length2, std::plus<>());
     }
     void fold(int64_t n_outputs, const float * weights, int32_t smooth, int n_threads) override {
-        (void) n_threads;
         std::vector<double> o(outputs()), l((size_t) l_.n_head);
         read_outputs(o.data(), l.data());
         std::vector<float> output(o.size()), w(l.size()), smoothed;
         std::transform(o.begin(), o.end(), output.begin(), [n_outputs](double x) { return (float) (x / (double) n_outputs); });
         std::transform(l.begin(), l.end(), w.begin(), [n_outputs](double x) { return moved_weight(x / (double) n_outputs); });
+        std::vector<head_store>    heads(l_.heads.begin(), l_.heads.end());
+        std::vector<const float *> squares;
+        std::vector<size_t>        capacity;
         for (size_t h = 0; h < now_.heads.size(); h++) {
             head_sums & s = now_.heads[h];
-            head_store  head = l_.heads[h];
-            head.n = std::min(head.n, (int32_t) s.capacity);
-            smooth_over(s, head.n, smooth, smoothed);
-            moved_losses(l_.v.format, head, (int32_t) group(), s.squares.data(), s.capacity, output.data() + h * group() * (size_t) l_.v.format.dim,
-                         (weights ? weights : w.data()) + h * group(), head.score);
+            heads[h].n    = std::min(heads[h].n, (int32_t) s.capacity);
+            smooth_over(s, heads[h].n, smooth, smoothed);
+            squares.push_back(s.squares.data());
+            capacity.push_back(s.capacity);
         }
+        moved_losses_node node;
+        node.v         = l_.v.format;
+        node.heads     = heads.data();
+        node.n_head_kv = (int32_t) squares.size();
+        node.group     = (int32_t) group();
+        node.squares   = squares.data();
+        node.capacity  = capacity.data();
+        node.output    = output.data();
+        node.weights   = weights ? weights : w.data();
+        moved_losses(node, n_threads);
         folded_output_  = std::move(o);
         folded_length2_ = std::move(l);
         clear_sums();

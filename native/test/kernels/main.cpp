@@ -20,7 +20,7 @@ std::vector<std::string> instruction_sets() {
 
 using namespace kvasir_test;
 
-// usage: kvasir_kernels_test [rows|decode|prefill|statistic] [--quick] [--seed N]
+// usage: kvasir_kernels_test [rows|decode|prefill|statistic|moved] [--quick] [--seed N]
 int main(int argc, char ** argv) {
     std::string part;
     seed = std::random_device{}();
@@ -39,7 +39,7 @@ int main(int argc, char ** argv) {
     }
     printf("seed %llu\n", (unsigned long long) seed);
     const struct { const char * name; void (*run)(); } parts[] = {
-        { "rows", test_rows }, { "decode", test_decode }, { "prefill", test_prefill }, { "statistic", test_statistic },
+        { "rows", test_rows }, { "decode", test_decode }, { "prefill", test_prefill }, { "statistic", test_statistic }, { "moved", test_moved },
     };
     bool known = false;
     for (const auto & p : parts) {

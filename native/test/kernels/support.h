@@ -153,5 +153,6 @@ void test_rows();
 void test_decode();
 void test_prefill();
 void test_statistic();
+void test_moved();
 
 } // namespace kvasir_test

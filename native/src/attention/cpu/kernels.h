@@ -85,6 +85,62 @@ static inline prefill_scratch prefill_scratch_of(int32_t tile, int32_t n_group, 
     return l;
 }
 
+// ---- moved queries (moved_sums.h) ----
+
+// Queries [first, first + n) of the record, of block number block, for the query heads [group, group + n_group) of a KV head.
+struct moved_unit {
+    int32_t head, group, n_group;
+    int32_t block, begin, first, n;
+    bool    outputs;
+    int32_t ticket, turn;      // units with the same ticket add to the sums in the order of turn
+};
+
+struct moved_job {
+    row_format k, v;
+    const head_store * heads;
+    int32_t group, n_head;     // query heads per KV head, and in all
+    int32_t dkp, dvp;          // head dims, rounded up to whole vectors of 16
+    int32_t tile, n_group;     // queries and query heads of a unit, at most
+    int32_t n_slots;           // of any head, rounded up to whole blocks
+    const uint16_t * queries;  // as in moved_sums_node, to the end
+    const int32_t *  pos;
+    int32_t end, window;
+    float   scale, softcap;
+    int32_t pairs, offset, hadamard;
+    bool    halves;
+    const float * turns;       // [block][2][pairs]: cosines and sines
+    const float * slopes;      // ALiBi: [n_head], or none
+    const float * sinks;
+    float * const * p, * const * squares;
+    const size_t *  capacity;
+    double * output, * length2;
+};
+
+struct moved_scratch {
+    size_t q, own, o, max, sum, s, s_max, own_s, k, v, moments, output, total;
+};
+static inline moved_scratch moved_scratch_of(int32_t tile, int32_t n_group, int32_t dkp, int32_t dvp, int32_t n_slots) {
+    moved_scratch l{};
+    size_t n = 0;
+    l.q       = n; n += (size_t) n_group * dkp * tile;
+    l.own     = n; n += (size_t) n_group * dkp * tile;
+    l.o       = n; n += (size_t) n_group * dvp * tile;
+    l.max     = n; n += (size_t) n_group * tile;
+    l.sum     = n; n += (size_t) n_group * tile;
+    l.s       = n; n += (size_t) n_group * n_slots * tile;
+    l.s_max   = n; n += (size_t) n_group * (n_slots / slot_block) * tile;
+    l.own_s   = n; n += (size_t) slot_block * tile;
+    l.k       = n; n += (size_t) slot_block * dkp;
+    l.v       = n; n += (size_t) slot_block * dvp;
+    l.moments = n; n += (size_t) n_group * n_slots * 2;
+    l.output  = n; n += (size_t) n_group * (dvp + 16); // and the squared length
+    l.total = (n + 15) / 16 * 16;
+    return l;
+}
+
+// floats of scratch for moved_losses
+static inline size_t moved_losses_scratch(int32_t dv, int32_t group) { return (size_t) (slot_block + group) * round_up(dv, 16); }
+
 struct cpu_kernels {
     const char * name;
     void (*decode)(const cpu_job & job, const cpu_unit & unit, int32_t unit_index, float * scratch);
@@ -96,6 +152,12 @@ struct cpu_kernels {
     void (*f32_to_bf16)(const float * x, uint16_t * y, int64_t n);
     // n rows in ggml's layout, row_bytes apart, to floats, ld apart
     void (*rows_to_f32)(ggml_type type, const char * src, size_t row_bytes, int32_t n, int32_t dim, float * dst, int32_t ld);
+    void (*moved)(const moved_job & job, const moved_unit & unit, float * scratch);
+    // adds what the unit just computed to the sums
+    void (*moved_add)(const moved_job & job, const moved_unit & unit, const float * scratch);
+    // of slots [begin, end) of a head
+    void (*moved_losses)(const row_format & v, const head_store & head, int32_t begin, int32_t end, int32_t group, const float * squares, size_t capacity,
+                         const float * output, const float * weights, float * scores, float * scratch);
 };
 
 const cpu_kernels & cpu_kernels_active();

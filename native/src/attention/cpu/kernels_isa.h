@@ -1163,11 +1163,14 @@ void prefill_accumulate(const cpu_job & job, const cpu_unit & unit, float * scra
     }
 }
 
+#include "kernels_moved.h"
+
 } // namespace
 
 extern const cpu_kernels KVASIR_KERNELS;
 const cpu_kernels KVASIR_KERNELS = {
     KVASIR_KERNELS_NAME, decode, decode_merge, prefill, prefill_accumulate, f32_to_f16, f32_to_bf16, rows_to_f32,
+    moved, moved_add, moved_losses,
 };
 
 } // namespace kvasir

@@ -1,144 +1,93 @@
 #include "moved_sums.h"
 
-#include "../../store/rows.h"
 #include "kernels.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
-#include <mutex>
+#include <memory>
+#include <new>
+#include <system_error>
 #include <thread>
 
 namespace kvasir {
 
 namespace {
 
-constexpr int32_t parts = 4; // of the blocks of a KV head; sums are added up part by part, whatever thread computed them
+constexpr std::align_val_t scratch_alignment{ 64 };
+constexpr size_t kept_bytes   = 2048 * 1024; // exponentials kept by a unit
+constexpr size_t enough_units = 16;          // for the threads to end at about the same time
 
-float to_float(uint16_t h) {
-    float x;
-    cpu_kernels_active().rows_to_f32(GGML_TYPE_F16, (const char *) &h, sizeof h, 1, 1, &x, 1);
-    return x;
-}
-
-// One part of the blocks of one KV head.
-struct part_sums {
-    std::vector<float>  p, squares; // [group][slots]
-    std::vector<double> output;     // [group][dv]
-    std::vector<double> length2;    // [group]
+struct aligned_delete {
+    void operator()(float * p) const { ::operator delete(p, scratch_alignment); }
 };
+typedef std::unique_ptr<float[], aligned_delete> scratch_memory;
 
-float dot(const float * a, const float * b, int32_t n) {
-    float s[8] = {};
-    int32_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        for (int32_t j = 0; j < 8; j++) {
-            s[j] += a[i + j] * b[i + j];
-        }
-    }
-    float sum = 0;
-    for (; i < n; i++) {
-        sum += a[i] * b[i];
-    }
-    for (float x : s) {
-        sum += x;
-    }
-    return sum;
+// each thread's piece begins at a cache line
+scratch_memory scratch_of(size_t floats) {
+    return scratch_memory(static_cast<float *>(::operator new(floats * sizeof(float), scratch_alignment)));
 }
 
-void compute_part(const moved_sums_node & node, int32_t kv_head, int32_t part, part_sums & sums) {
-    const head_store & head = node.heads[kv_head];
-    const int32_t n = head.n, dk = node.k.dim, dv = node.v.dim, group = node.n_head / node.n_head_kv;
-    sums.p.assign((size_t) group * (size_t) n, 0);
-    sums.squares.assign((size_t) group * (size_t) n, 0);
-    sums.output.assign((size_t) group * (size_t) dv, 0);
-    sums.length2.assign((size_t) group, 0);
-    std::vector<float> k((size_t) n * (size_t) dk), v;
-    for (int32_t s = 0; s < n; s++) {
-        rows_read(node.k, head.k, s, &k[(size_t) s * (size_t) dk]);
-    }
-    std::vector<float> q((size_t) dk), moved((size_t) dk), logits((size_t) n), own_logits, o((size_t) dv);
-    std::vector<int32_t> own; // slots of the block's tokens up to the query's
-    for (size_t b = (size_t) part; b < node.blocks.size(); b += parts) {
-        const moved_block & block = node.blocks[b];
-        const int32_t by = node.end - block.begin;
-        const turn t = turn_by(*node.turned, by);
-        if (block.outputs && v.empty()) {
-            v.resize((size_t) n * (size_t) dv);
-            for (int32_t s = 0; s < n; s++) {
-                rows_read(node.v, node.v.part ? head.k : head.v, s, &v[(size_t) s * (size_t) dv]);
-            }
+// f(thread) on so many threads, or on as many as the system has
+template <typename F> void on_threads(int n, F && f) {
+    std::vector<std::thread> threads;
+    threads.reserve((size_t) n);
+    try {
+        for (int i = 1; i < n; i++) {
+            threads.emplace_back([&f, i] { f(i); });
         }
-        for (int32_t e = block.first; e < block.first + block.n; e++) {
-            const int32_t at = node.pos[e] + by; // where the query is moved to
-            own.clear();
-            for (int32_t s = 0; s < n; s++) {
-                if (head.pos[s] >= block.begin && head.pos[s] <= node.pos[e] && (node.window == 0 || head.pos[s] > node.pos[e] - node.window)) {
-                    own.push_back(s);
+    } catch (const std::system_error &) { // the work is shared by those there are
+    }
+    f(0);
+    for (std::thread & t : threads) {
+        t.join();
+    }
+}
+
+// How the work is cut depends on the work alone, as the order of additions follows from it.
+void plan(const moved_sums_node & node, moved_job & job, std::vector<moved_unit> & units) {
+    int32_t most = 0, longest = 0;
+    for (int32_t i = 0; i < node.n_head_kv; i++) {
+        most = std::max(most, node.heads[i].n);
+    }
+    for (const moved_block & b : node.blocks) {
+        longest = std::max(longest, b.n);
+    }
+    job.n_slots = round_up(most, slot_block);
+    const size_t query_bytes = (size_t) job.n_slots * sizeof(float);
+    job.tile = std::min(query_tile, round_up(longest, 16));
+    while (job.tile > 16 && (size_t) job.tile * query_bytes > kept_bytes) {
+        job.tile = round_up(job.tile / 2, 16);
+    }
+    const auto tiles = [&] {
+        size_t n = 0;
+        for (const moved_block & b : node.blocks) {
+            n += (size_t) ((b.n + job.tile - 1) / job.tile);
+        }
+        return n * (size_t) node.n_head_kv;
+    };
+    const auto fitting = (int32_t) std::clamp<size_t>(kept_bytes / std::max<size_t>((size_t) job.tile * query_bytes, 1), 1, (size_t) job.group);
+    int32_t parts = (job.group + fitting - 1) / fitting;
+    // too few units: first give up sharing converted keys between query heads, then shorten the tiles
+    while (tiles() * (size_t) parts < enough_units && parts < job.group) {
+        parts = std::min(2 * parts, job.group);
+    }
+    while (tiles() * (size_t) parts < enough_units && job.tile > 16) {
+        job.tile = round_up(job.tile / 2, 16);
+    }
+    job.n_group = (job.group + parts - 1) / parts;
+    parts = (job.group + job.n_group - 1) / job.n_group;
+
+    int32_t turn = 0;
+    for (size_t b = 0; b < node.blocks.size(); b++) {
+        const moved_block & block = node.blocks[b];
+        for (int32_t t = 0; t < block.n; t += job.tile, turn++) {
+            for (int32_t part = 0; part < parts; part++) {
+                const int32_t g = part * job.n_group;
+                for (int32_t head = 0; head < node.n_head_kv; head++) {
+                    units.push_back({ head, g, std::min(job.n_group, job.group - g), (int32_t) b, block.begin, block.first + t, std::min(job.tile, block.n - t),
+                                      block.outputs, head * parts + part, turn });
                 }
-            }
-            for (int32_t g = 0; g < group; g++) {
-                const int32_t h = kv_head * group + g;
-                const uint16_t * from = node.queries + ((size_t) e * (size_t) node.n_head + (size_t) h) * (size_t) dk;
-                for (int32_t d = 0; d < dk; d++) {
-                    moved[(size_t) d] = q[(size_t) d] = to_float(from[d]);
-                }
-                turn_query(*node.turned, t, dk, moved.data());
-                const float slope = node.max_bias > 0 ? alibi_slope_of(node.max_bias, h, node.n_head) : 0;
-                const auto logit = [&](const float * query, int32_t slot, int32_t distance) {
-                    const float s = dot(query, &k[(size_t) slot * (size_t) dk], dk) * node.scale;
-                    return (node.softcap != 0 ? node.softcap * std::tanh(s / node.softcap) : s) - slope * (float) distance;
-                };
-                float max = node.sinks ? node.sinks[h] : -INFINITY;
-                for (int32_t s = 0; s < n; s++) {
-                    const bool seen = head.pos[s] < node.end && (node.window == 0 || head.pos[s] > at - node.window);
-                    logits[(size_t) s] = seen ? logit(moved.data(), s, at - head.pos[s]) : -INFINITY;
-                    max = std::max(max, logits[(size_t) s]);
-                }
-                own_logits.clear();
-                for (int32_t s : own) {
-                    own_logits.push_back(logit(q.data(), s, node.pos[e] - head.pos[s]));
-                    max = std::max(max, own_logits.back());
-                }
-                double sum = node.sinks ? std::exp(node.sinks[h] - max) : 0;
-                for (float & x : logits) {
-                    x = std::exp(x - max);
-                    sum += x;
-                }
-                for (float & x : own_logits) {
-                    x = std::exp(x - max);
-                    sum += x;
-                }
-                if (!(sum > 0)) {
-                    continue; // it sees nothing
-                }
-                const auto share = (float) (1 / sum);
-                float * p = &sums.p[(size_t) g * (size_t) n], * squares = &sums.squares[(size_t) g * (size_t) n];
-                for (int32_t s = 0; s < n; s++) {
-                    const float x = logits[(size_t) s] *= share;
-                    p[s] += x;
-                    squares[s] += x * x;
-                }
-                if (!block.outputs) {
-                    continue;
-                }
-                std::fill(o.begin(), o.end(), 0.0f);
-                const auto add = [&](int32_t slot, float x) {
-                    for (int32_t d = 0; d < dv; d++) {
-                        o[(size_t) d] += x * v[(size_t) slot * (size_t) dv + (size_t) d];
-                    }
-                };
-                for (int32_t s = 0; s < n; s++) {
-                    add(s, logits[(size_t) s]);
-                }
-                for (size_t i = 0; i < own.size(); i++) {
-                    add(own[i], own_logits[i] * share);
-                }
-                for (int32_t d = 0; d < dv; d++) {
-                    sums.output[(size_t) g * (size_t) dv + (size_t) d] += o[(size_t) d];
-                }
-                sums.length2[(size_t) g] += dot(o.data(), o.data(), dv);
             }
         }
     }
@@ -153,65 +102,97 @@ float alibi_slope_of(float max_bias, int32_t head, int32_t n_head) {
 }
 
 void moved_sums(const moved_sums_node & node, int n_threads) {
-    const int32_t group = node.n_head / node.n_head_kv, dv = node.v.dim;
-    std::vector<part_sums> sums((size_t) node.n_head_kv * parts);
-    std::atomic<size_t> next{0};
-    std::exception_ptr  failure;
-    std::mutex          lock;
-    const auto work = [&] {
-        try {
-            for (size_t u; (u = next.fetch_add(1)) < sums.size();) {
-                compute_part(node, (int32_t) (u / parts), (int32_t) (u % parts), sums[u]);
-            }
-        } catch (...) {
-            const std::lock_guard<std::mutex> guard(lock);
-            failure = std::current_exception();
+    const rotation & r = *node.turned;
+    moved_job job{};
+    job.k        = node.k;
+    job.v        = node.v;
+    job.heads    = node.heads;
+    job.n_head   = node.n_head;
+    job.group    = node.n_head / node.n_head_kv;
+    job.dkp      = round_up(node.k.dim, 16);
+    job.dvp      = round_up(node.v.dim, 16);
+    job.queries  = node.queries;
+    job.pos      = node.pos;
+    job.end      = node.end;
+    job.window   = node.window;
+    job.scale    = node.scale;
+    job.softcap  = node.softcap;
+    job.pairs    = (int32_t) r.omega.size();
+    job.offset   = r.offset;
+    job.halves   = r.halves;
+    job.hadamard = r.hadamard;
+    job.sinks    = node.sinks;
+    job.p        = node.p;
+    job.squares  = node.squares;
+    job.capacity = node.capacity;
+    job.output   = node.output;
+    job.length2  = node.length2;
+
+    std::vector<moved_unit> units;
+    plan(node, job, units);
+    std::vector<float> turns, slopes;
+    turns.reserve(node.blocks.size() * 2 * r.omega.size());
+    for (const moved_block & b : node.blocks) {
+        const turn t = turn_by(r, node.end - b.begin);
+        turns.insert(turns.end(), t.cosine.begin(), t.cosine.end());
+        turns.insert(turns.end(), t.sine.begin(), t.sine.end());
+    }
+    job.turns = turns.data();
+    if (node.max_bias > 0) {
+        for (int32_t h = 0; h < node.n_head; h++) {
+            slopes.push_back(alibi_slope_of(node.max_bias, h, node.n_head));
         }
-    };
-    std::vector<std::thread> threads;
-    for (int i = 1; i < n_threads && (size_t) i < sums.size(); i++) {
-        threads.emplace_back(work);
+        job.slopes = slopes.data();
     }
-    work();
-    for (std::thread & t : threads) {
-        t.join();
-    }
-    if (failure) {
-        std::rethrow_exception(failure);
-    }
-    for (size_t u = 0; u < sums.size(); u++) {
-        const size_t kv_head = u / parts;
-        const auto   n = (size_t) node.heads[kv_head].n;
-        for (int32_t g = 0; g < group; g++) {
-            const size_t to = (size_t) g * node.capacity[kv_head], from = (size_t) g * n, h = kv_head * (size_t) group + (size_t) g;
-            for (size_t s = 0; s < n; s++) {
-                node.p[kv_head][to + s] += sums[u].p[from + s];
-                node.squares[kv_head][to + s] += sums[u].squares[from + s];
+
+    const int n = (int) std::min<size_t>((size_t) std::max(n_threads, 1), std::max<size_t>(units.size(), 1));
+    const size_t floats = moved_scratch_of(job.tile, job.n_group, job.dkp, job.dvp, job.n_slots).total;
+    const scratch_memory scratch = scratch_of(floats * (size_t) n);
+    // whose turn it is to add to the sums of a ticket
+    std::vector<std::atomic<int32_t>> turn_of((size_t) node.n_head);
+    std::atomic<size_t> next{ 0 };
+    const cpu_kernels & kernels = cpu_kernels_active();
+    on_threads(n, [&](int thread) noexcept {
+        float * mine = scratch.get() + floats * (size_t) thread;
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < units.size();) {
+            const moved_unit & unit = units[i];
+            kernels.moved(job, unit, mine);
+            // units are taken in their order, so the one that is waited for is running and waits for none that is not
+            std::atomic<int32_t> & turn = turn_of[(size_t) unit.ticket];
+            while (turn.load(std::memory_order_acquire) != unit.turn) {
+                std::this_thread::yield();
             }
-            for (size_t d = 0; d < (size_t) dv; d++) {
-                node.output[h * (size_t) dv + d] += sums[u].output[(size_t) g * (size_t) dv + d];
-            }
-            node.length2[h] += sums[u].length2[(size_t) g];
+            kernels.moved_add(job, unit, mine);
+            turn.store(unit.turn + 1, std::memory_order_release);
         }
-    }
+    });
 }
 
-void moved_losses(const row_format & v, const head_store & head, int32_t group, const float * squares, size_t capacity, const float * output,
-                  const float * weights, float * scores) {
-    std::vector<float> row((size_t) v.dim);
-    for (int32_t s = 0; s < head.n; s++) {
-        rows_read(v, v.part ? head.k : head.v, s, row.data());
-        float loss = 0;
-        for (int32_t g = 0; g < group; g++) {
-            float distance = 0;
-            for (int32_t d = 0; d < v.dim; d++) {
-                const float x = row[(size_t) d] - output[(size_t) g * (size_t) v.dim + (size_t) d];
-                distance += x * x;
-            }
-            loss += weights[g] * squares[(size_t) g * capacity + (size_t) s] * distance;
+void moved_losses(const moved_losses_node & node, int n_threads) {
+    constexpr int32_t piece = 16 * slot_block; // slots of a unit
+    struct unit {
+        int32_t head, begin, end;
+    };
+    std::vector<unit> units;
+    for (int32_t head = 0; head < node.n_head_kv; head++) {
+        for (int32_t begin = 0; begin < node.heads[head].n; begin += piece) {
+            units.push_back({ head, begin, std::min(begin + piece, node.heads[head].n) });
         }
-        scores[s] += loss;
     }
+    const int n = (int) std::min<size_t>((size_t) std::max(n_threads, 1), std::max<size_t>(units.size(), 1));
+    const size_t floats = moved_losses_scratch(node.v.dim, node.group);
+    const scratch_memory scratch = scratch_of(floats * (size_t) n);
+    std::atomic<size_t> next{ 0 };
+    const cpu_kernels & kernels = cpu_kernels_active();
+    on_threads(n, [&](int thread) noexcept {
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < units.size();) {
+            const unit & u = units[i];
+            const size_t first_head = (size_t) u.head * (size_t) node.group;
+            kernels.moved_losses(node.v, node.heads[u.head], u.begin, u.end, node.group, node.squares[u.head], node.capacity[u.head],
+                                 node.output + first_head * (size_t) node.v.dim, node.weights + first_head, node.heads[u.head].score,
+                                 scratch.get() + floats * (size_t) thread);
+        }
+    });
 }
 
 } // namespace kvasir

@@ -39,12 +39,21 @@ struct moved_sums_node {
     double *           length2 = nullptr; // [n_head] sums of their squared lengths
 };
 
-// The results do not depend on the number of threads.
-void moved_sums(const moved_sums_node & node, int n_threads); // throws std::bad_alloc
+// Neither's results depend on the number of threads. Both throw std::bad_alloc, before anything is added.
+void moved_sums(const moved_sums_node & node, int n_threads);
 
-// adds to the scores of a head's slots sum_g weights[g] squares[g][slot] |v - output[g]|^2; squares [group][capacity], output [group][v.dim]
-void moved_losses(const row_format & v, const head_store & head, int32_t group, const float * squares, size_t capacity, const float * output,
-                  const float * weights, float * scores);
+struct moved_losses_node {
+    row_format         v;
+    const head_store * heads = nullptr;     // [n_head_kv]
+    int32_t            n_head_kv = 1, group = 1;
+    const float * const * squares = nullptr; // [n_head_kv] -> [query head of the group][capacity of the KV head]
+    const size_t *     capacity = nullptr;  // [n_head_kv]
+    const float *      output = nullptr;    // [n_head][v.dim] mean outputs
+    const float *      weights = nullptr;   // [n_head]
+};
+
+// adds to the scores of the heads' slots sum_g weights[g] squares[g][slot] |v - output[g]|^2
+void moved_losses(const moved_losses_node & node, int n_threads);
 
 // ALiBi's slope of a query head, as FLASH_ATTN_EXT computes it
 float alibi_slope_of(float max_bias, int32_t head, int32_t n_head);
