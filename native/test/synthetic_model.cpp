@@ -108,6 +108,18 @@ void write_llama(writer & w, const std::string & b) {
     w.matrix(b + "ffn_down.weight", m.n_ff, m.n_embd);
 }
 
+void write_hunyuan(writer & w, const std::string & b) { // whose norms come after RoPE
+    write_llama(w, b);
+    w.norm(b + "attn_q_norm.weight", w.m.head_dim);
+    w.norm(b + "attn_k_norm.weight", w.m.head_dim);
+}
+
+void write_stablelm(writer & w, const std::string & b) {
+    write_llama(w, b);
+    w.tensor(b + "attn_norm.bias", 0.1f, w.m.n_embd);
+    w.tensor(b + "ffn_norm.bias", 0.1f, w.m.n_embd);
+}
+
 void write_gemma2(writer & w, const std::string & b) {
     write_llama(w, b);
     w.norm(b + "post_attention_norm.weight", w.m.n_embd);
@@ -323,7 +335,13 @@ void write_qwen(writer & w, const std::string & b, int32_t layer) {
 void synthetic_model::write(const std::string & path) const {
     writer w(*this);
     const std::string a = arch;
-    if (a == "mpt") {
+    if (a == "stablelm") {
+        w.real("attention.layer_norm_epsilon", 1e-5f);
+        w.number("rope.dimension_count", rotary_dim > 0 ? rotary_dim : head_dim);
+        w.number("attention.key_length", head_dim);
+        w.number("attention.value_length", head_dim);
+        w.tensor("output_norm.bias", 0.1f, n_embd);
+    } else if (a == "mpt") {
         w.real("attention.layer_norm_epsilon", 1e-5f);
         w.real("attention.max_alibi_bias", 8.0f);
     } else {
@@ -419,7 +437,7 @@ void synthetic_model::write(const std::string & path) const {
             continue;
         }
         a == "gemma4" ? write_gemma4(w, b, i % 2 == 0) : a == "falcon-h1" ? write_falcon_h1(w, b) : a == "gemma2" ? write_gemma2(w, b) : a == "mpt" ? write_mpt(w, b) : a == "gpt-oss" ? write_gpt_oss(w, b)
-            : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : a == "grok" ? write_grok(w, b) : write_llama(w, b);
+            : a == "deepseek2" ? write_deepseek2(w, b) : a == "mamba" ? write_mamba(w, b) : a == "stablelm" ? write_stablelm(w, b) : a == "hunyuan-dense" ? write_hunyuan(w, b) : a == "grok" ? write_grok(w, b) : write_llama(w, b);
     }
     if (!gguf_write_to_file(w.gguf, path.c_str(), false)) {
         fprintf(stderr, "cannot write %s\n", path.c_str());

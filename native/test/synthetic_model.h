@@ -6,6 +6,7 @@
 
 struct synthetic_model {
     const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; grok: plain attention only; mamba: no attention;
+    // stablelm: rotary positions of a part of each head; hunyuan-dense: norms behind RoPE;
     // gemma4: two head dims; smollm3: every fourth layer without rotary positions;
     // hybrids of attention and a recurrent state: granitehybrid, nemotron_h, falcon-h1, qwen3next, qwen35
     int32_t n_layer = 3, n_embd = 128, n_ff = 192, n_vocab = 300;
@@ -13,6 +14,7 @@ struct synthetic_model {
     int32_t n_swa = 0;
     int32_t head_dim_swa = 0; // gemma4: of its layers with a sliding window, every other one from the first on
     int32_t latent = 64, rope_dim = 32; // deepseek2: a latent row is both together, V its first part
+    int32_t rotary_dim = 0;                  // stablelm: elements of a head that are turned
     bool     yarn = false, rope_factors = false; // llama: rotary positions of a context made longer, and with frequencies divided one by one
     float    sink = 7.0f; // what the logits of attention sinks are spread around: as much as a few dozen ordinary keys weigh together
     uint32_t seed = 1;

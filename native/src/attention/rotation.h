@@ -12,6 +12,7 @@ struct rotation {
     int32_t             offset = 0; // of the first element that is turned
     bool                halves = false; // pairs (i, i + pairs) as in NEOX, else (2i, 2i + 1)
     int32_t             hadamard = 0;   // size of the blocks that are multiplied by an orthonormal Walsh-Hadamard matrix; 0: none
+    bool                composes = true; // false: weights behind RoPE stand between its turn and another one
 };
 
 // cosines and sines for a turn by so many positions

@@ -61,7 +61,9 @@ static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
 static void run_attention(ggml_tensor *, int ith, int nth, void * userdata) {
     store_node &  n     = *(store_node *) userdata;
     const int64_t begin = now_ns();
-    host_moved_record(*n.l->moved, n.attention, ith, nth);
+    if (n.records) {
+        host_moved_record(*n.l->moved, n.attention, ith, nth);
+    }
     n.cpu.run(ith, nth);
     note_time(n, begin);
 }
@@ -77,6 +79,7 @@ store_node & store_graph::next() {
         nodes_.emplace_back();
     }
     store_node & n = nodes_[used_++];
+    n.records  = false;
     n.begin_ns = 0;
     n.end_ns   = 0;
     return n;
@@ -352,7 +355,7 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
             throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: its queries have no known positions", l.il));
         }
         l.moved->attention = {a.scale, a.softcap, a.max_bias, a.sinks};
-        l.moved->begin_record(a.query_pos, a.n_tokens);
+        x.records = l.moved->begin_record(a.query_pos, a.n_tokens);
     }
     x.attention = a;
     if (native) {

@@ -26,6 +26,7 @@ struct store_node {
     const void *  cells = nullptr;       // SET_ROWS: the host's copy of its indices
     layer *       l    = nullptr;
     int           first_head = 0;        // FLASH_ATTN_EXT: the first of the layer's heads that it is over
+    bool           records = false;      // FLASH_ATTN_EXT: its queries go into the layer's record
     attention_node attention;
     statistic      stat;
     cpu_attention  cpu;

@@ -19,6 +19,9 @@ void moved_queries::set_stride(int32_t stride) {
         clear();
         memory_.reset();
     } else if (!memory_) {
+        if (!turned.composes) {
+            throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: what its rotary positions make of a query is weighed element by element afterwards, so it cannot be turned further", layer_.il));
+        }
         memory_ = layer_.rows->moved(layer_);
         if (!memory_) {
             throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: there is no path for them on its device", layer_.il));
@@ -27,36 +30,58 @@ void moved_queries::set_stride(int32_t stride) {
     stride_ = stride;
 }
 
-const std::vector<int32_t> & moved_queries::begin_record(const int32_t * pos, int32_t n) {
+void moved_queries::begin_micro_batch() {
     tokens_.clear();
-    first_entry_ = (int32_t) pos_.size();
-    if (n == 0 || stride_ == 0) {
-        return tokens_;
+    begun_ = false;
+}
+
+bool moved_queries::begin_record(const int32_t * pos, int32_t n) {
+    if (begun_ || n == 0 || stride_ == 0) {
+        return false;
     }
+    drop_from(pos[0]); // no head may have held these tokens when they were dropped
+    first_entry_ = (int32_t) pos_.size();
     const int32_t base = base_ < 0 ? pos[0] : base_;
     for (int32_t i = 0; i < n; i++) {
         if ((pos[i] - base) % moved_block_tokens % stride_ == stride_ / 2) {
             tokens_.push_back(i);
         }
     }
-    memory_->room(first_entry_ + (int32_t) tokens_.size());
-    pos_.reserve(pos_.size() + tokens_.size());
+    try {
+        memory_->room(first_entry_ + (int32_t) tokens_.size());
+        pos_.reserve(pos_.size() + tokens_.size());
+    } catch (...) {
+        tokens_.clear();
+        throw;
+    }
     for (int32_t i : tokens_) {
         pos_.push_back(pos[i]);
     }
-    base_ = base;
-    return tokens_;
+    base_before_ = base_;
+    base_        = base;
+    begun_       = true;
+    return !tokens_.empty();
 }
 
 void moved_queries::cancel_record() {
-    if ((int32_t) pos_.size() > first_entry_ && !tokens_.empty()) {
-        pos_.resize((size_t) first_entry_);
+    if (begun_) {
+        pos_.resize(std::min(pos_.size(), (size_t) first_entry_));
+        base_ = base_before_;
     }
-    tokens_.clear();
+    begin_micro_batch();
+}
+
+// the record of tokens from this position on
+void moved_queries::drop_from(int32_t pos) {
+    while (!pos_.empty() && pos_.back() >= pos) {
+        pos_.pop_back();
+    }
+    mark_.entries = std::min(mark_.entries, (int32_t) pos_.size());
+    base_         = std::min(base_, pos);
 }
 
 int32_t moved_queries::sum(int32_t end, int n_threads) {
-    tokens_.clear();
+    begin_micro_batch();
     std::vector<moved_block> blocks;
     const int32_t from = mark_.on ? std::min(mark_.entries, (int32_t) pos_.size()) : 0; // those of the mark stay, and have been summed up if base_ says so
     int32_t n = 0;
@@ -162,7 +187,7 @@ void moved_queries::end_mark() {
 }
 
 void moved_queries::take_back() {
-    tokens_.clear();
+    begin_micro_batch();
     if (!mark_.on || !memory_) {
         return;
     }
@@ -178,11 +203,8 @@ void moved_queries::take_back() {
 }
 
 void moved_queries::truncated(int32_t pos) {
-    tokens_.clear();
-    while (!pos_.empty() && pos_.back() >= pos) {
-        pos_.pop_back();
-    }
-    base_ = base_ < 0 ? base_ : std::min(base_, pos);
+    begin_micro_batch();
+    drop_from(pos);
     for (size_t i = 0; summed_ && i < layer_.heads.size(); i++) {
         memory_->reset_slots((int) i, layer_.heads[i].n, INT32_MAX);
     }
@@ -203,9 +225,11 @@ void moved_queries::clear() {
     mark_ = at_mark();
     drop_sums();
     base_ = -1;
-    pos_.clear();
-    tokens_.clear();
+    begin_micro_batch();
     if (memory_) {
+        const auto n = (int32_t) pos_.size();
+        pos_.clear();
+        memory_->drop_entries(0, n, n);
         memory_->clear_folded();
     }
     n_folded_outputs_ = 0;
@@ -332,6 +356,7 @@ public:
         folded_length2_.clear();
     }
     void set_sums_aside() override {
+        require(size_of(now_));
         aside_ = now_;
         account();
     }

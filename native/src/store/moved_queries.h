@@ -60,9 +60,10 @@ public:
     void    set_stride(int32_t stride); // 0: nothing is left of record, sums and mean outputs
     bool    recording() const { return stride_ > 0; }
 
-    void    begin_micro_batch() { tokens_.clear(); }
-    // The tokens of a micro-batch, at these positions, whose queries are to be recorded, as entries from first_entry() on. Makes the room.
-    const std::vector<int32_t> & begin_record(const int32_t * pos, int32_t n);
+    void    begin_micro_batch();
+    // The tokens of a micro-batch, at these positions, whose queries are to be recorded, as entries from first_entry() on. Makes the room. false:
+    // none; of several attentions over one layer's rows the first one is recorded.
+    bool    begin_record(const int32_t * pos, int32_t n);
     const std::vector<int32_t> & tokens() const { return tokens_; }
     int32_t first_entry() const { return first_entry_; }
     void    cancel_record(); // the micro-batch failed
@@ -89,6 +90,8 @@ private:
     std::vector<int32_t>          pos_;          // [entry]
     std::vector<int32_t>          tokens_;
     int32_t                       first_entry_ = 0;
+    bool                          begun_ = false; // the micro-batch is recorded
+    int32_t                       base_before_ = -1;
     bool                          summed_ = false;  // there are sums
     int64_t                       n_outputs_ = 0;   // queries in the sums of outputs that are not folded yet
     int64_t                       n_folded_outputs_ = 0;
@@ -102,6 +105,7 @@ private:
 
     int64_t n_means() const { return std::max<int64_t>(n_outputs_ + n_folded_outputs_, 1); }
     void  drop_sums();
+    void  drop_from(int32_t pos);
 };
 
 // w_g of a query head's mean squared length
