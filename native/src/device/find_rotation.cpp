@@ -69,6 +69,12 @@ bool find(const ggml_tensor * t, int depth, rotation & r) {
             r = second;
             return true;
         }
+        case GGML_OP_MUL: // by a number a token; by weights of each element the pairs of a turn would not be what they were
+            if (!find(t->src[0], depth - 1, r)) {
+                return false;
+            }
+            r.composes = r.composes && t->src[1]->ne[0] == 1;
+            return true;
         case GGML_OP_VIEW:
         case GGML_OP_RESHAPE:
         case GGML_OP_PERMUTE:
@@ -76,12 +82,6 @@ bool find(const ggml_tensor * t, int depth, rotation & r) {
         case GGML_OP_CONT:
         case GGML_OP_CPY:
         case GGML_OP_SCALE:
-        case GGML_OP_MUL: // by a number a token; by weights of each element the pairs of a turn would not be what they were
-            if (!find(t->src[0], depth - 1, r)) {
-                return false;
-            }
-            r.composes = r.composes && t->src[1]->ne[0] == 1;
-            return true;
         case GGML_OP_RMS_NORM:
         case GGML_OP_L2_NORM:
             return find(t->src[0], depth - 1, r);
