@@ -112,7 +112,8 @@ class ChatTest {
 
   @Test
   void ctrlCEndsTheAnswer() {
-    var run = CommandLineRun.interrupted("", "chat", "-p", "Count to 900.", "-n", "500");
+    var run =
+        CommandLineRun.interrupted("", "chat", "-p", "Count to 900.", "-n", "500", "--temp", "0");
     assertEquals(130, run.exitCode(), run::err);
     assertEquals("", run.err());
     assertTrue(run.out().length() < 1000 && run.out().endsWith("\n"), run::out);
@@ -120,7 +121,9 @@ class ChatTest {
 
   @Test
   void ctrlCOverAPipeEndsOneAnswerAndIsInTheExitCode() {
-    var run = CommandLineRun.interrupted("Count to 900.\n/cache\n/exit\n", "chat", "-n", "500");
+    var run =
+        CommandLineRun.interrupted(
+            "Count to 900.\n/cache\n/exit\n", "chat", "-n", "500", "--temp", "0");
     assertEquals(130, run.exitCode(), run::err);
     assertTrue(tokens(run.err()) < 300, run::err);
   }

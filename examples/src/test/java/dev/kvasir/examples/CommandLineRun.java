@@ -10,6 +10,8 @@ import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 
 /**
  * What a command did over pipes.
@@ -30,7 +32,11 @@ record CommandLineRun(int exitCode, String out, String err) {
     return withInput(new ByteArrayOutputStream(), input, withModel(arguments));
   }
 
-  /** Runs a command on the default model, and presses Ctrl-C when it has written something. */
+  /**
+   * Runs a command on the default model, and presses Ctrl-C when it has written something. The JVM
+   * hands signals to a thread, which may wait long for a processor: what is written from then on is
+   * written slowly, so that the command does not end by itself meanwhile.
+   */
   static CommandLineRun interrupted(String input, String... arguments) {
     var out =
         new ByteArrayOutputStream() {
@@ -43,6 +49,7 @@ record CommandLineRun(int exitCode, String out, String err) {
               pressed = true;
               pressCtrlC();
             }
+            LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(100));
           }
         };
     return withInput(out, input, withModel(arguments));
