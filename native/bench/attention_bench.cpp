@@ -1,9 +1,12 @@
 // How near the attention kernels come to the machine: decode against plain reading of the same memory, prefill against a
 // loop of multiply-adds in registers. What is compared runs alternately in one process; medians and ranges are printed.
 //
-//   kvasir_attention_bench [decode|prefill|all] [--threads 2] [--repeats 15] [--slots 7900] [--dim 64] [--group 3]
+//   kvasir_attention_bench [decode|prefill|moved|all] [--threads 2] [--repeats 15] [--slots 7900] [--dim 64] [--group 3]
 //                          [--heads 3] [--layers 30] [--type f16|bf16|q8_0|q4_0] [--tokens 512] [--track] [--kernels NAME]
+//
+// moved: the sums of moved queries of so many tokens, every one and every fourth, over all slots; time is that of the processor, of all threads.
 #include "attention/cpu/cpu_attention.h"
+#include "attention/cpu/moved_sums.h"
 #include "store/rows.h"
 
 #include <sys/mman.h>
@@ -15,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <random>
 #include <string>
@@ -336,6 +340,108 @@ void prefill(const options & o, team & t, bool with_statistic) {
     }
 }
 
+double processor_seconds() { return (double) clock() / CLOCKS_PER_SEC; }
+
+void moved(const options & o) {
+    options one = o;
+    one.layers = 4;
+    model m(one, o.slots, 1, false);
+    const int n_head = o.heads * o.group;
+    const size_t dim = (size_t) o.dim, slots = (size_t) o.slots;
+    rotation turned;
+    turned.halves = true;
+    for (int i = 0; i < o.dim / 2; i++) {
+        turned.omega.push_back(std::pow(10000.0, -2.0 * i / o.dim));
+    }
+    turned.hadamard = o.type == GGML_TYPE_Q8_0 || o.type == GGML_TYPE_Q4_0 ? 64 : 0;
+    std::vector<uint16_t> queries((size_t) (o.tokens * n_head) * dim);
+    std::mt19937 rng(2);
+    for (auto & x : queries) {
+        x = (uint16_t) ((rng() & 1) << 15 | (10 + rng() % 6) << 10 | (rng() & 1023));
+    }
+    std::vector<float> p((size_t) n_head * slots), squares(p.size()), scores(slots * (size_t) o.heads), mean(dim * (size_t) n_head), weights((size_t) n_head, 1.0f);
+    std::vector<double> output(dim * (size_t) n_head), length2((size_t) n_head);
+    std::vector<float *> p_of, squares_of;
+    std::vector<size_t> capacity((size_t) o.heads, slots);
+    for (int i = 0; i < o.heads; i++) {
+        p_of.push_back(p.data() + (size_t) (i * o.group) * slots);
+        squares_of.push_back(squares.data() + (size_t) (i * o.group) * slots);
+    }
+    const std::vector<const float *> to_fold(squares_of.begin(), squares_of.end());
+    std::vector<double> top, rate[2], spent[2], losses;
+    for (int r = -1; r < o.repeats; r++) {
+        double t0 = processor_seconds();
+        const double peak_rate = peak(1 << 21) / (processor_seconds() - t0) / 1e9;
+        if (r >= 0) {
+            top.push_back(peak_rate);
+        }
+        for (int kind = 0; kind < 2; kind++) {
+            const int stride = kind ? 4 : 1;
+            moved_sums_node node;
+            std::vector<int32_t> pos;
+            for (int b = 0; b * moved_block_tokens < o.tokens; b++) {
+                node.blocks.push_back({ o.slots - o.tokens + b * moved_block_tokens, (int32_t) pos.size(), 0, b % 4 == 0 });
+                for (int i = b * moved_block_tokens; i < std::min(o.tokens, (b + 1) * moved_block_tokens); i += stride) {
+                    pos.push_back(o.slots - o.tokens + i);
+                    node.blocks.back().n++;
+                }
+            }
+            node.k = m.nodes[0].k;
+            node.v = m.nodes[0].v;
+            node.n_head_kv = o.heads;
+            node.n_head = n_head;
+            node.queries = queries.data();
+            node.pos = pos.data();
+            node.end = o.slots;
+            node.turned = &turned;
+            node.scale = 1 / std::sqrt((float) o.dim);
+            node.p = p_of.data();
+            node.squares = squares_of.data();
+            node.capacity = capacity.data();
+            node.output = output.data();
+            node.length2 = length2.data();
+            t0 = processor_seconds();
+            for (int l = 0; l < one.layers; l++) {
+                node.heads = m.nodes[(size_t) l].heads;
+                moved_sums(node, o.threads);
+            }
+            const double took = processor_seconds() - t0;
+            // one product of all pairs, and of every fourth block's a second one
+            double products = 0;
+            for (const moved_block & b : node.blocks) {
+                products += (double) b.n * o.slots * (b.outputs ? 2 : 1);
+            }
+            if (r >= 0) {
+                rate[kind].push_back(100 * products * o.dim * 2 * n_head * one.layers / took / 1e9 / peak_rate);
+                spent[kind].push_back(1e3 * took / one.layers);
+            }
+        }
+        t0 = processor_seconds();
+        moved_losses_node node;
+        node.v = m.nodes[0].v;
+        node.n_head_kv = o.heads;
+        node.group = o.group;
+        node.squares = to_fold.data();
+        node.capacity = capacity.data();
+        node.output = mean.data();
+        node.weights = weights.data();
+        for (int l = 0; l < one.layers; l++) {
+            node.heads = m.nodes[(size_t) l].heads;
+            moved_losses(node, o.threads);
+        }
+        if (r >= 0) {
+            losses.push_back(1e3 * (processor_seconds() - t0) / one.layers);
+        }
+    }
+    printf("moved queries, %s, %d threads, %s, head dim %d, group %d, %d KV heads, %d tokens, %d slots; processor time of a layer\n", cpu_kernels_name(), o.threads, type_name(o.type), o.dim, o.group,
+        o.heads, o.tokens, o.slots);
+    printf("  multiply-adds of a core  %s\n", summary(top, "GFLOP/s").c_str());
+    for (int kind = 0; kind < 2; kind++) {
+        printf("  every %-18s %s, %s of multiply-adds\n", kind ? "fourth query" : "query", summary(spent[kind], "ms").c_str(), summary(rate[kind], "%").c_str());
+    }
+    printf("  losses                   %s\n", summary(losses, "ms").c_str());
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -362,7 +468,7 @@ int main(int argc, char ** argv) {
         else if (a == "--type" && i + 1 < argc) {
             const std::string t = argv[++i];
             o.type = t == "bf16" ? GGML_TYPE_BF16 : t == "q8_0" ? GGML_TYPE_Q8_0 : t == "q4_0" ? GGML_TYPE_Q4_0 : GGML_TYPE_F16;
-        } else if (a == "decode" || a == "prefill" || a == "all") {
+        } else if (a == "decode" || a == "prefill" || a == "moved" || a == "all") {
             o.what = a;
         } else {
             fprintf(stderr, "unknown argument %s\n", a.c_str());
@@ -373,12 +479,17 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "no kernels %s on this machine\n", o.kernels.c_str());
         return 2;
     }
-    team t(o.threads);
-    if (o.what != "prefill") {
-        decode(o, t);
+    if (o.what == "decode" || o.what == "prefill" || o.what == "all") {
+        team t(o.threads);
+        if (o.what != "prefill") {
+            decode(o, t);
+        }
+        if (o.what != "decode") {
+            prefill(o, t, true);
+        }
     }
-    if (o.what != "decode") {
-        prefill(o, t, true);
+    if (o.what == "moved" || o.what == "all") {
+        moved(o);
     }
     return 0;
 }

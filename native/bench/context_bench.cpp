@@ -2,7 +2,7 @@
 // also one without a vocabulary: tokens are random. All engines live in one process and take turns.
 //
 //   context_bench LIBRARIES MODEL [--device CUDA0] [--depth 16384] [--keep 1,0.5,0.25] [--tokens 64] [--repeats 5]
-//                 [--prefill 4096] [--sequences 1] [--type f16|q8_0] [--threads N]
+//                 [--prefill 4096 [--moved u,c,c/4]] [--sequences 1] [--type f16|q8_0] [--threads N]
 //   context_bench LIBRARIES MODEL --budget MIB [--depth 4032] [--keep 1,0.5,0.25] [--tokens 64] [--device] [--type] [--threads]
 //   context_bench LIBRARIES MODEL --grid 1:32:512,2:512:32 [--device CUDA0] [--keep 1,0.5] [--repeats 1] [--type] [--threads]
 //
@@ -11,7 +11,8 @@
 // other, each with all of its slots at first, and what is not kept is dropped before the next one. Then all of them generate so
 // many tokens together under that bound.
 //
-// --prefill N also reads N tokens into empty contexts: unmodified, over the store, over the store with the statistic.
+// --prefill N also reads N tokens into empty contexts: unmodified, over the store, over the store with the statistic. With --moved u,c,c/4 instead
+// over the store alone and with these statistics of moved queries: what each adds to the time, and to that of the processor, round by round.
 //
 // --grid takes rows of FastGen's Table 2, batch:prompt:generated, and measures seconds end to end: so many prompts, one after
 // the other, then all sequences together, always the most probable token, until each has its generated tokens (the first comes
@@ -30,6 +31,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -50,6 +52,7 @@ struct options {
     int32_t               depth = 4096, tokens = 64, repeats = 0, prefill = 0, sequences = 1, threads = 0, budget = 0;
     std::vector<double>   keep;
     std::vector<grid_row> grid;
+    std::vector<std::string> moved;
     ggml_type             type = GGML_TYPE_F16;
 };
 
@@ -162,6 +165,23 @@ struct engine {
             kvasir_cache_layer(cache, l, &info);
             for (int32_t head = 0; head < info.n_stream * info.n_head_kv; head++) {
                 f(l, head / info.n_head_kv, head % info.n_head_kv);
+            }
+        }
+    }
+
+    // of the tokens before position; all layers
+    void sum_moved() {
+        for (int32_t l = 0, n = 0; l < kvasir_cache_n_layers(cache); l++) {
+            if (kvasir_moved_sum(cache, l, position, llama_n_threads_batch(context), &n) != KVASIR_OK) {
+                fail("moved_sum");
+            }
+        }
+    }
+
+    void fold_moved(int32_t smooth) {
+        for (int32_t l = 0; l < kvasir_cache_n_layers(cache); l++) {
+            if (kvasir_moved_fold(cache, l, nullptr, smooth, llama_n_threads_batch(context)) != KVASIR_OK) {
+                fail("moved_fold");
             }
         }
     }
@@ -353,6 +373,76 @@ template <typename F> void run_grid(const options & o, llama_model * stock, llam
            "Below 100%% kept, random slots are dropped at %d tokens or after a longer prompt, and then every %d steps of what is new.\n", DROP_FROM, DROP_EVERY);
 }
 
+// What a way of moved queries took, round by round.
+struct moved_way {
+    std::string         name;
+    bool                each = false;  // after each micro-batch
+    int32_t             stride = 0;    // 0: no statistic
+    std::vector<double> seconds, processor, fold;
+};
+
+std::string spread(std::vector<double> v, const char * format) {
+    std::sort(v.begin(), v.end());
+    char text[100];
+    snprintf(text, sizeof text, format, v[v.size() / 2], v.front(), v.back());
+    return text;
+}
+
+// Prompts without and with the statistics of moved queries, in turns.
+void run_moved(const options & o, llama_model * model, llama_context_params params) {
+    std::vector<moved_way> ways{{"none", false, 0, {}, {}, {}}};
+    for (const std::string & name : o.moved) {
+        const size_t stride = name.find('/');
+        ways.push_back({name, name[0] == 'u', stride == std::string::npos ? 1 : atoi(name.c_str() + stride + 1), {}, {}, {}});
+    }
+    params.n_ctx     = (uint32_t) ((o.prefill + 255) / 256 * 256);
+    params.n_seq_max = 1;
+    params.n_batch   = params.n_ubatch;
+    engine e("kvasir", model, params, true);
+    const auto processor = [] { return (double) clock() / CLOCKS_PER_SEC; };
+    for (int32_t r = -1; r < o.repeats; r++) { // the first one warms up
+        for (size_t i = 0; i < ways.size(); i++) {
+            moved_way & way = ways[(i + (size_t) (r + 1)) % ways.size()];
+            llama_memory_clear(llama_get_memory(e.context), true);
+            e.position = 0;
+            if (kvasir_moved_record(e.cache, way.stride) != KVASIR_OK) {
+                fail("moved_record");
+            }
+            const double begin = seconds(), begin_processor = processor();
+            while (e.position < o.prefill) {
+                e.read(std::min((int32_t) params.n_ubatch, o.prefill - e.position), 1);
+                if (way.each) {
+                    e.sum_moved();
+                }
+            }
+            if (way.stride > 0 && !way.each) {
+                e.sum_moved();
+            }
+            const double now = seconds(), now_processor = processor();
+            if (way.stride > 0) {
+                e.fold_moved(2 * (way.stride / 2) + 1);
+            }
+            if (r >= 0) {
+                way.seconds.push_back(now - begin);
+                way.processor.push_back(now_processor - begin_processor);
+                way.fold.push_back(100 * (seconds() - now) / (now - begin));
+            }
+        }
+    }
+    printf("pp%d, %d threads, %s: every way in each of %d rounds; median (range)\n| moved queries | seconds | added in the same round | processor time | added | fold, of the prompt |\n|---|---|---|---|---|---|\n",
+           o.prefill, llama_n_threads_batch(e.context), ggml_type_name(o.type), o.repeats);
+    for (const moved_way & way : ways) {
+        std::vector<double> added, added_processor;
+        for (size_t r = 0; r < way.seconds.size(); r++) {
+            added.push_back(100 * (way.seconds[r] / ways[0].seconds[r] - 1));
+            added_processor.push_back(100 * (way.processor[r] / ways[0].processor[r] - 1));
+        }
+        printf("| %-13s | %s | %s | %s | %s | %s |\n", way.name.c_str(), spread(way.seconds, "%.2f (%.2f - %.2f)").c_str(), spread(added, "%.1f%% (%.1f - %.1f)").c_str(),
+               spread(way.processor, "%.2f (%.2f - %.2f)").c_str(), spread(added_processor, "%.1f%% (%.1f - %.1f)").c_str(), spread(way.fold, "%.2f%% (%.2f - %.2f)").c_str());
+    }
+    fflush(stdout);
+}
+
 // How many sequences fit, and what they do together.
 void run_budget(const options & o, llama_model * model, llama_context_params params) {
     printf("| kept   | sequences of %d tokens in %d MiB | t/s of all | KV, MiB |\n|---|---|---|---|\n", o.depth, o.budget);
@@ -421,6 +511,8 @@ int bench(int argc, char ** argv) {
             o.repeats = atoi(value.c_str());
         } else if (name == "--prefill") {
             o.prefill = atoi(value.c_str());
+        } else if (name == "--moved") {
+            each_part(value, [&](const char * part) { o.moved.push_back(part); });
         } else if (name == "--sequences") {
             o.sequences = atoi(value.c_str());
         } else if (name == "--budget") {
@@ -504,6 +596,12 @@ int bench(int argc, char ** argv) {
     }
     if (o.budget > 0) {
         run_budget(o, our_model, params);
+        llama_model_free(stock_model);
+        llama_model_free(our_model);
+        return 0;
+    }
+    if (o.prefill > 0 && !o.moved.empty()) {
+        run_moved(o, our_model, params);
         llama_model_free(stock_model);
         llama_model_free(our_model);
         return 0;
