@@ -2,6 +2,7 @@ package dev.kvasir;
 
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Full;
+import dev.kvasir.cache.LossProfile;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.internal.engine.Decoder;
 import dev.kvasir.internal.engine.Sampler;
@@ -319,6 +320,19 @@ public final class Session implements AutoCloseable {
     enter();
     try {
       return cache == null ? Optional.empty() : cache.profile();
+    } finally {
+      exit();
+    }
+  }
+
+  /**
+   * How the losses are distributed that {@link dev.kvasir.cache.Foresight} chose by behind the last
+   * prompt; empty as long as nothing was chosen, and with other policies.
+   */
+  public Optional<LossProfile> lossProfile() {
+    enter();
+    try {
+      return cache == null ? Optional.empty() : cache.lossProfile();
     } finally {
       exit();
     }

@@ -6,11 +6,6 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import dev.kvasir.ProfileException;
-import java.io.IOException;
-import java.io.InputStream;
-import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.Arrays;
 
@@ -22,7 +17,7 @@ import java.util.Arrays;
  */
 public final class HeadWeights {
   /** A head takes some ten bytes. */
-  private static final int LARGEST_FILE = 16 << 20;
+  private static final int LARGEST_MIB = 16;
 
   private static final ObjectMapper MAPPER =
       JsonMapper.builder()
@@ -70,20 +65,7 @@ public final class HeadWeights {
    * @throws ProfileException if the file cannot be read, or is no such table
    */
   public static HeadWeights load(Path file) {
-    byte[] bytes;
-    try (InputStream in = Files.newInputStream(file)) {
-      bytes = in.readNBytes(LARGEST_FILE + 1);
-    } catch (NoSuchFileException e) {
-      throw new ProfileException("the head weights " + file + " do not exist", e);
-    } catch (IOException e) {
-      throw new ProfileException("the head weights " + file + " cannot be read: " + e, e);
-    }
-    if (bytes.length > LARGEST_FILE) {
-      throw new ProfileException(
-          "%s is larger than %d MiB, and no table of head weights is"
-              .formatted(file, LARGEST_FILE >> 20));
-    }
-    return parse(new String(bytes, StandardCharsets.UTF_8), file.toString());
+    return parse(JsonFile.read(file, "table of head weights", LARGEST_MIB), file.toString());
   }
 
   /** The table in a JSON text; {@code source} names it in messages. */

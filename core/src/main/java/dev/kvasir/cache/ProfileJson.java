@@ -21,7 +21,7 @@ import java.util.function.BooleanSupplier;
 final class ProfileJson {
   private static final String FORMAT = "kvasir-profile";
   private static final int VERSION = 1;
-  private static final ObjectMapper MAPPER =
+  static final ObjectMapper MAPPER =
       JsonMapper.builder()
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
           .enable(DeserializationFeature.FAIL_ON_READING_DUP_TREE_KEY)
@@ -34,17 +34,7 @@ final class ProfileJson {
     root.put("format", FORMAT).put("version", VERSION).put("tokens", profile.tokens());
     root.set("target", target(profile.target()));
     root.set("policy", policy(profile.policy()));
-    var layers = root.putObject("model").putArray("layers");
-    for (var layer : profile.layers()) {
-      layers
-          .addObject()
-          .put("layer", layer.layer())
-          .put("kvHeads", layer.kvHeads())
-          .put("queryGroup", layer.queryGroup())
-          .put("keyDim", layer.keyDim())
-          .put("valueDim", layer.valueDim())
-          .put("slotBytes", layer.slotBytes());
-    }
+    putLayers(root.putObject("model"), profile.layers());
     var candidates = root.putArray("candidates");
     for (var candidate : profile.candidates()) {
       candidates.add(candidate(candidate));
@@ -57,6 +47,20 @@ final class ProfileJson {
       return MAPPER.writeValueAsString(root);
     } catch (JsonProcessingException e) {
       throw new IllegalStateException(e); // a tree of plain numbers and texts can be written
+    }
+  }
+
+  static void putLayers(ObjectNode model, List<Profile.Layer> of) {
+    var layers = model.putArray("layers");
+    for (var layer : of) {
+      layers
+          .addObject()
+          .put("layer", layer.layer())
+          .put("kvHeads", layer.kvHeads())
+          .put("queryGroup", layer.queryGroup())
+          .put("keyDim", layer.keyDim())
+          .put("valueDim", layer.valueDim())
+          .put("slotBytes", layer.slotBytes());
     }
   }
 
@@ -117,24 +121,7 @@ final class ProfileJson {
 
   /** Reads a profile; {@code source} names it in messages. */
   static Profile read(String json, String source) {
-    JsonNode root;
-    try {
-      root = MAPPER.readTree(json);
-    } catch (JsonProcessingException e) {
-      throw new ProfileException(
-          "%s is not JSON, or is cut off: %s; save the profile again"
-              .formatted(source, e.getOriginalMessage()),
-          e);
-    }
-    if (!root.isObject() || !FORMAT.equals(root.path("format").asText())) {
-      throw new ProfileException(
-          source + " is not a Kvasir profile: it has no \"format\": \"" + FORMAT + "\"");
-    }
-    if (root.path("version").asInt(-1) != VERSION) {
-      throw new ProfileException(
-          "%s has format version %s, this library reads version %d; save the profile again"
-              .formatted(source, root.path("version"), VERSION));
-    }
+    JsonNode root = parse(json, source, FORMAT, VERSION);
     try {
       return profile(root);
     } catch (IllegalArgumentException e) {
@@ -144,20 +131,33 @@ final class ProfileJson {
     }
   }
 
+  /** The JSON of a format of ours, in a version that is known. */
+  static JsonNode parse(String json, String source, String format, int version) {
+    JsonNode root;
+    try {
+      root = MAPPER.readTree(json);
+    } catch (JsonProcessingException e) {
+      throw new ProfileException(
+          "%s is not JSON, or is cut off: %s; save the profile again"
+              .formatted(source, e.getOriginalMessage()),
+          e);
+    }
+    if (!root.isObject() || !format.equals(root.path("format").asText())) {
+      throw new ProfileException(
+          source + " is not a Kvasir profile: it has no \"format\": \"" + format + "\"");
+    }
+    if (root.path("version").asInt(-1) != version) {
+      throw new ProfileException(
+          "%s has format version %s, this library reads version %d; save the profile again"
+              .formatted(source, root.path("version"), version));
+    }
+    return root;
+  }
+
   private static Profile profile(JsonNode root) {
     int tokens = integer(root, "tokens");
     var policy = policy(object(root, "policy"), target(object(root, "target")));
-    var layers = new ArrayList<Profile.Layer>();
-    for (var node : array(object(root, "model"), "layers")) {
-      layers.add(
-          new Profile.Layer(
-              integer(node, "layer"),
-              integer(node, "kvHeads"),
-              integer(node, "queryGroup"),
-              integer(node, "keyDim"),
-              integer(node, "valueDim"),
-              number(node, "slotBytes", node.path("slotBytes")::canConvertToLong).asLong()));
-    }
+    var layers = layers(object(root, "model"));
     var candidates = new ArrayList<Candidate>();
     for (var node : array(root, "candidates")) {
       candidates.add(
@@ -174,6 +174,21 @@ final class ProfileJson {
       heads.add(head(node, candidates));
     }
     return new Profile(policy, tokens, layers, candidates, heads);
+  }
+
+  static List<Profile.Layer> layers(JsonNode model) {
+    var layers = new ArrayList<Profile.Layer>();
+    for (var node : array(model, "layers")) {
+      layers.add(
+          new Profile.Layer(
+              integer(node, "layer"),
+              integer(node, "kvHeads"),
+              integer(node, "queryGroup"),
+              integer(node, "keyDim"),
+              integer(node, "valueDim"),
+              number(node, "slotBytes", node.path("slotBytes")::canConvertToLong).asLong()));
+    }
+    return layers;
   }
 
   private static Target target(JsonNode node) {
@@ -237,7 +252,7 @@ final class ProfileJson {
 
   // Checked access: each throws IllegalArgumentException that names the field
 
-  private static void require(boolean ok, String field, JsonNode parent) {
+  static void require(boolean ok, String field, JsonNode parent) {
     if (!ok) {
       var where =
           parent.has("kvHead")
@@ -248,17 +263,17 @@ final class ProfileJson {
     }
   }
 
-  private static JsonNode number(JsonNode parent, String field, BooleanSupplier fits) {
+  static JsonNode number(JsonNode parent, String field, BooleanSupplier fits) {
     var node = parent.path(field);
     require(node.isIntegralNumber() && fits.getAsBoolean(), field, parent);
     return node;
   }
 
-  private static int integer(JsonNode parent, String field) {
+  static int integer(JsonNode parent, String field) {
     return number(parent, field, parent.path(field)::canConvertToInt).asInt();
   }
 
-  private static double real(JsonNode parent, String field) {
+  static double real(JsonNode parent, String field) {
     require(parent.path(field).isNumber(), field, parent);
     return parent.get(field).asDouble();
   }
@@ -278,12 +293,12 @@ final class ProfileJson {
     return parent.get(field).asText();
   }
 
-  private static JsonNode object(JsonNode parent, String field) {
+  static JsonNode object(JsonNode parent, String field) {
     require(parent.path(field).isObject(), field, parent);
     return parent.get(field);
   }
 
-  private static ArrayNode array(JsonNode parent, String field) {
+  static ArrayNode array(JsonNode parent, String field) {
     require(parent.path(field).isArray(), field, parent);
     return (ArrayNode) parent.get(field);
   }

@@ -75,7 +75,7 @@ class HeadWeightsTest {
   void aFileThatIsNotThereIsRefusedByItsName() {
     Path file = directory.resolve("none.json");
     var e = assertThrows(ProfileException.class, () -> HeadWeights.load(file));
-    assertEquals("the head weights " + file + " do not exist", e.getMessage());
+    assertEquals("the table of head weights " + file + " does not exist", e.getMessage());
     assertThrows(ProfileException.class, () -> HeadWeights.load(directory));
   }
 }

@@ -288,6 +288,11 @@ public final class NativeContext implements Decoder {
     return Math.toIntExact(NativeApi.llama_max_parallel_sequences());
   }
 
+  /** The native cache, for tests that look at its sums. */
+  MemorySegment cache() {
+    return cache;
+  }
+
   /** Sequences of the context. */
   int sequences() {
     return sequences;

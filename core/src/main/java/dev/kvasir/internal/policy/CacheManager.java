@@ -10,6 +10,7 @@ import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.Full;
 import dev.kvasir.cache.HeadUse;
 import dev.kvasir.cache.LayerPlace;
+import dev.kvasir.cache.LossProfile;
 import dev.kvasir.cache.Pooling;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Score;
@@ -105,7 +106,7 @@ public final class CacheManager {
         full = false;
         profiling = null;
         uniform = null;
-        foresight = new ForesightKeeper(store, f);
+        foresight = new ForesightKeeper(store, f, shapes(store));
         ranking = new Ranking(Score.SUM, Weight.NONE);
         sinks = 0;
         grace = 0;
@@ -507,6 +508,11 @@ public final class CacheManager {
     return Optional.ofNullable(profile);
   }
 
+  /** What Foresight has found out; empty as long as it has not chosen, and for other policies. */
+  public Optional<LossProfile> lossProfile() {
+    return foresight == null ? Optional.empty() : foresight.profile();
+  }
+
   /** What the store holds now. */
   public CacheReport report() {
     var layers = new ArrayList<LayerPlace>();
@@ -667,7 +673,7 @@ public final class CacheManager {
     }
   }
 
-  private static List<Profile.Layer> shapes(CacheStore store) {
+  static List<Profile.Layer> shapes(CacheStore store) {
     var layers = new ArrayList<Profile.Layer>();
     for (int l = 0; l < store.layers(); l++) {
       var shape = store.shape(l);

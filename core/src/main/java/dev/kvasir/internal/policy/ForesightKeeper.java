@@ -3,6 +3,10 @@ package dev.kvasir.internal.policy;
 import dev.kvasir.ProfileException;
 import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.HeadWeights;
+import dev.kvasir.cache.LossProfile;
+import dev.kvasir.cache.Profile;
+import java.util.List;
+import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.jspecify.annotations.Nullable;
 
@@ -27,6 +31,7 @@ final class ForesightKeeper {
 
   private final CacheStore store;
   private final Foresight policy;
+  private final List<Profile.Layer> layers;
   private final float @Nullable [][] weights; // by layer and query head
   private final QueryCounts counts = new QueryCounts();
   private final LossChoice choice;
@@ -36,9 +41,11 @@ final class ForesightKeeper {
   private boolean marked;
   private int asked = NONE; // tokens of the sequence when the scores for a choice were asked for
   private boolean reading; // they are being read ahead
+  private @Nullable LossProfile profile; // of the last choice behind a prompt, or the first one
 
-  ForesightKeeper(CacheStore store, Foresight policy) {
+  ForesightKeeper(CacheStore store, Foresight policy, List<Profile.Layer> layers) {
     this.store = store;
+    this.layers = layers;
     this.policy = policy;
     HeadWeights table = policy.headWeights();
     weights = table == null ? null : weights(store, table);
@@ -66,6 +73,11 @@ final class ForesightKeeper {
     return weights;
   }
 
+  /** How the losses were distributed when it was chosen behind a prompt last. */
+  Optional<LossProfile> profile() {
+    return Optional.ofNullable(profile);
+  }
+
   /** Whether slots have been chosen. */
   boolean decided() {
     return decided;
@@ -86,7 +98,7 @@ final class ForesightKeeper {
   /** Before a prompt, and before it is marked. */
   void beforePrefill() {
     if (asked != NONE) {
-      choose(asked);
+      choose(asked, !decided);
     }
     record(policy.statistic().stride());
   }
@@ -130,7 +142,7 @@ final class ForesightKeeper {
     if (length >= policy.minimumTokens()) {
       choice.announce();
       store.readAhead();
-      choose(length);
+      choose(length, true);
     }
   }
 
@@ -147,7 +159,7 @@ final class ForesightKeeper {
     }
     if (asked != NONE) {
       if (length >= asked + LATER) {
-        choose(asked);
+        choose(asked, !decided);
       }
       return;
     }
@@ -171,7 +183,7 @@ final class ForesightKeeper {
     }
   }
 
-  private void choose(int end) {
+  private void choose(int end, boolean takeDown) {
     asked = NONE;
     store.awaitAhead();
     if (scale.length < counts.end()) {
@@ -179,7 +191,12 @@ final class ForesightKeeper {
     }
     counts.divide(LOSS, scale);
     long budget = ForesightBudget.of(store, policy.budget(), end);
-    if (choice.choose(end, scale, budget, null)) {
+    LossCounts losses = takeDown ? new LossCounts(store, layers) : null;
+    boolean drops = choice.choose(end, scale, budget, losses);
+    if (losses != null) {
+      profile = losses.profile(end, policy.budget());
+    }
+    if (drops) {
       store.keepAll(choice.counts(), choice.slots());
     }
     decided = true;
@@ -215,6 +232,7 @@ final class ForesightKeeper {
     marked = false;
     asked = NONE;
     decided = false;
+    profile = null;
     counts.clear();
     record(1);
   }

@@ -1,5 +1,7 @@
 package dev.kvasir.internal.policy;
 
+import dev.kvasir.cache.HeadLosses;
+import dev.kvasir.cache.LossProfile;
 import java.util.Arrays;
 import java.util.concurrent.ForkJoinPool;
 import java.util.stream.IntStream;
@@ -14,12 +16,12 @@ import org.jspecify.annotations.Nullable;
  */
 final class LossChoice {
   /** Bytes of tables for a slot: its cell, position, score and entry by cell. */
-  static final long BOOKS = 16;
+  static final long BOOKS = LossProfile.TABLE_BYTES;
 
   private static final int TOP_SHIFT = 20; // exponent and 3 bits: an eighth of an octave
   private static final int LOW_BITS = 10; // twice
   private static final int LOW = 1 << LOW_BITS;
-  private static final int BINS = 1 << 31 - TOP_SHIFT;
+  private static final int BINS = HeadLosses.BINS;
   private static final int STAYS = -1; // key of what is not chosen; the largest unsigned
   private static final int INFINITE = Float.floatToRawIntBits(Float.POSITIVE_INFINITY);
 
@@ -53,14 +55,11 @@ final class LossChoice {
 
   /** Takes how the losses of the heads are distributed, by several threads. */
   interface Losses {
-    /** Exponent and three bits of a loss per byte: an eighth of an octave. */
-    int BINS = LossChoice.BINS;
-
     /**
      * One head, numbered through.
      *
      * @param staying slots of sinks
-     * @param bins slots by the upper bits of their loss per byte; valid during the call
+     * @param bins slots by the bins of {@link HeadLosses}; valid during the call
      */
     void head(int head, int staying, int[] bins);
   }

@@ -289,6 +289,11 @@ class ForesightKeeperTest {
     assertTrue(life.manager.report().decided());
     long allowed = (long) Math.floor(0.6 * (290 + 32.5) * 4 * 64 - 32.5 * 4 * 50);
     assertTrue(life.bytes() <= allowed && life.bytes() > allowed - 50, "bytes " + life.bytes());
+    var profile = life.manager.lossProfile().orElseThrow();
+    assertEquals(290, profile.tokens());
+    assertEquals(290 * 50 * 4, profile.bytesAt(1));
+    assertEquals(life.bytes(), profile.bytesAt(0.6), 50 * 4);
+    assertTrue(profile.lossAt(0.3) > profile.lossAt(0.6) && profile.lossAt(0.6) > 0);
     life.decode(150);
     life.prefill(90, 50);
     life.decode(70);

@@ -5,6 +5,8 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.Seeds;
+import dev.kvasir.cache.HeadLosses;
+import dev.kvasir.cache.LossProfile;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -197,6 +199,51 @@ class LossChoiceTest {
       var store = randomStore(slots);
       compare(store, new LossChoice(store, 4), 4, slots);
     }
+  }
+
+  /** What a profile of the losses says of a budget is what the choice keeps, but for one bin. */
+  @Test
+  void aProfileOfTheLossesAgrees() {
+    for (int run = 0; run < 100; run++) {
+      int slots = 1 + random.nextInt(200);
+      var store = randomStore(slots);
+      var layers = CacheManager.shapes(store);
+      float[] scale = new float[2 * slots];
+      Arrays.fill(scale, 3);
+      var choice = new LossChoice(store, 3);
+      double full = ForesightBudget.full(store, 1000);
+      double block = ForesightBudget.block(store);
+      choice.announce();
+      var counts = new LossCounts(store, layers);
+      choice.choose(2 * slots, scale, 0, counts);
+      LossProfile profile = LossProfile.fromJson(counts.profile(1000, 0).toJson());
+      for (double share = 0; share < 1; share += 0.09) {
+        long budget = (long) Math.floor(share * full - block);
+        choice.announce();
+        boolean drops = choice.choose(2 * slots, scale, budget, null);
+        var predicted = profile.slotsAt(share);
+        int next = 0;
+        int different = 0;
+        for (int l = 0; l < store.layers(); l++) {
+          for (int h = 0; h < store.shape(l).kvHeads(); h++, next++) {
+            int actual = drops ? choice.counts()[next] : store.slots(l, h);
+            int inBin = largestBin(profile.heads().get(next));
+            assertTrue(Math.abs(actual - predicted.get(next)) <= inBin, "seed " + seed);
+            different += actual - predicted.get(next);
+          }
+        }
+        // both fill the budget, but for a slot, or one of each head that is rounded down
+        assertTrue(Math.abs(different) <= 12 * (1 + next), different + ", seed " + seed);
+      }
+    }
+  }
+
+  private static int largestBin(HeadLosses head) {
+    int most = 0;
+    for (int bin = head.firstBin(); bin < head.endBin(); bin++) {
+      most = Math.max(most, head.slots(bin));
+    }
+    return most;
   }
 
   @Test
