@@ -7,6 +7,7 @@ import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -57,8 +58,22 @@ class BadInputTest {
         "chat --kv-policy none --kv-limit 50M | --kv-policy full or fastgen",
         "chat --kv-policy full --kv-save-profile p.json | --kv-policy fastgen",
         "chat --kv-profile p.json --kv-score sum | --kv-profile",
+        "chat --kv-policy foresight --kv-recovery 0.9 | --kv-policy fastgen",
+        "chat --kv-policy foresight --kv-sinks 2 | --kv-policy fastgen",
+        "chat --kv-policy foresight --kv-profile p.json | --kv-policy fastgen",
+        "chat --kv-policy foresight --kv-budget 512M | 35%",
+        "chat --kv-policy foresight --kv-statistic c/3 | c/8",
+        "chat --kv-policy foresight --kv-statistic u,c | one statistic",
+        "chat --kv-statistic u | --kv-policy foresight",
+        "chat --kv-policy full --kv-head-weights w.json | --kv-policy foresight",
         "profile | --file",
         "profile -f text --kv-policy full | profile",
+        "profile -f text --kv-policy foresight | FastGen",
+        "bench --kv-policy full | --kv-policy",
+        "bench --kv-statistic u | --kv-policy foresight",
+        "bench --kv-policy foresight --kv-sinks 2 | --kv-policy fastgen",
+        "bench --kv-policy foresight --kv-budget 5M | 35%",
+        "bench --kv-policy foresight --kv-recovery 0.9 | 35%",
         "bench -r 0 | -r",
         "bench -p -5 | -p",
         "bench -pg 512 | -pg",
@@ -66,7 +81,15 @@ class BadInputTest {
         "bench -pg 512,8,1 | 512,128",
         "bench -o xml | --output",
         "eval -f text --methods magic | magic",
-        "eval -f text --kv-budget 5M | --kv-budget"
+        "eval -f text --kv-budget 5M | --kv-budget",
+        "eval -f text --methods foresight --kv-budget 5M | --kv-budget",
+        "eval -f text --kv-statistic u | --methods foresight",
+        "eval -f text --kv-types q9_9 | q8_0",
+        "eval -f text --kv-types f16 -ctk q8_0 | --kv-types",
+        "eval -f text --turns 0 | --turns",
+        "eval -f text --task dance | --task",
+        "eval -f text --task codes -n 64 | --task codes",
+        "eval -f text -n 0 | -n"
       })
   void wrongUsageIsExitCode2(String commandAndHint) {
     var parts = List.of(commandAndHint.split("\\|", -1));
@@ -114,6 +137,36 @@ class BadInputTest {
     var file = Files.writeString(directory.resolve("profile.json"), "{\"tokens\": 3}");
     expect(
         1, "profile.json", CommandLineRun.of("chat", "-p", "Hi", "--kv-profile", file.toString()));
+  }
+
+  @Test
+  void missingAndDamagedHeadWeights() throws IOException {
+    var none = directory.resolve("none.json").toString();
+    var command = List.of("chat", "-p", "Hi", "--kv-policy", "foresight", "--kv-head-weights");
+    expect(1, "none.json", CommandLineRun.of(with(command, none)));
+    var file = Files.writeString(directory.resolve("weights.json"), "{\"trace\": 3}").toString();
+    expect(1, "weights.json", CommandLineRun.of(with(command, file)));
+  }
+
+  private static String[] with(List<String> command, String argument) {
+    var all = new ArrayList<>(command);
+    all.add(argument);
+    return all.toArray(String[]::new);
+  }
+
+  @Test
+  void nowhereToAppendResults() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400)).toString();
+    var file = directory.resolve("none").resolve("lines").toString();
+    expect(1, "cannot be written", CommandLineRun.onModel("", "eval", "-f", text, "--lines", file));
+  }
+
+  @Test
+  void textsThatATaskCannotUse() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400)).toString();
+    expect(1, "Line 1", CommandLineRun.onModel("", "eval", "-f", text, "--task", "generate"));
+    expect(
+        1, "room", CommandLineRun.onModel("", "eval", "-f", text, "--task", "codes", "-p", "100"));
   }
 
   @Test

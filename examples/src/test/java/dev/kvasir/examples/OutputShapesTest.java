@@ -251,6 +251,140 @@ class OutputShapesTest {
   }
 
   @Test
+  void evalHoldsTheBudgetInBytesWhateverTheTypes() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400)).toString();
+    var lines = directory.resolve("lines.jsonl");
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            text,
+            "-p",
+            "300",
+            "-n",
+            "8",
+            "--texts",
+            "2",
+            "--turns",
+            "2",
+            "--methods",
+            "full,lattice",
+            "--kv-types",
+            "f16,q8_0/q4_0",
+            "--kv-budget",
+            "35%",
+            "--lines",
+            lines.toString(),
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var report = JSON.readTree(run.out());
+    assertEquals("text", report.get("task").asText());
+    assertEquals(2, report.get("turns").asInt());
+    var rows = report.get("rows");
+    var names = new ArrayList<String>();
+    rows.forEach(row -> names.add(row.get("method").asText() + " " + row.get("types").asText()));
+    assertEquals(List.of("full f16", "lattice f16", "full q8_0/q4_0", "lattice q8_0/q4_0"), names);
+    // 16 bytes of books for a slot of 256, and for one of 68 + 36
+    assertEquals(272 / 256.0, rows.get(0).get("bytes").asDouble(), 1e-9);
+    assertEquals(120 / 256.0, rows.get(2).get("bytes").asDouble(), 1e-9);
+    for (int row : new int[] {1, 3}) {
+      assertEquals(0.35, rows.get(row).get("bytes").asDouble(), 0.02, run::out);
+    }
+
+    var measured = Files.readAllLines(lines);
+    assertEquals(8, measured.size());
+    for (int i = 0; i < 8; i++) {
+      var line = JSON.readTree(measured.get(i));
+      var row = rows.get(i % 4);
+      assertEquals(i / 4, line.get("text").asInt());
+      assertEquals(row.get("method"), line.get("method"));
+      assertEquals(row.get("types"), line.get("types"));
+      assertEquals(row.get("klPerText").get(i / 4), line.get("meanKl"));
+      assertEquals(8, line.get("kl").size());
+    }
+  }
+
+  @Test
+  void evalFindsWithEverythingKeptWhatTheFullCacheFinds() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(4000)).toString();
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            text,
+            "--task",
+            "codes",
+            "-p",
+            "320",
+            "--texts",
+            "3",
+            "--methods",
+            "full,streaming",
+            "--kv-budget",
+            "20%",
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out()).get("rows");
+    int answered = rows.get(0).get("answered").asInt();
+    assertTrue(answered > 0 && answered <= 12, run::out);
+    assertTrue(rows.get(0).get("found").asInt() >= answered - 1, run::out); // a near tie
+    assertEquals(answered, rows.get(1).get("answered").asInt());
+    // the lines stand before the window, but for a lucky guess
+    assertTrue(rows.get(1).get("found").asInt() <= 1, run::out);
+  }
+
+  @Test
+  void evalOfWhatTheModelSaysByItself() throws IOException {
+    var problems = new StringBuilder();
+    for (int i = 1; i <= 12; i++) {
+      problems
+          .append(
+              "{\"question\": \"A ship has %d barrels and takes %d more. How many has it then?\","
+                  .formatted(i, 2 * i))
+          .append(
+              " \"answer\": \"It has %d + %d = <<%d+%d=%d>>%d barrels.\\n#### %d\"}\n"
+                  .formatted(i, 2 * i, i, 2 * i, 3 * i, 3 * i, 3 * i));
+    }
+    var file = Files.writeString(directory.resolve("problems.jsonl"), problems).toString();
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            file,
+            "--task",
+            "generate",
+            "-p",
+            "280",
+            "-n",
+            "24",
+            "--texts",
+            "2",
+            "--methods",
+            "full,lattice",
+            "--kv-budget",
+            "50%",
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var report = JSON.readTree(run.out());
+    assertEquals(24, report.get("suffixTokens").asInt());
+    for (var row : report.get("rows")) {
+      assertEquals(2, row.get("answered").asInt(), run::out); // the examples show how
+      assertTrue(row.get("sameAnswer").asInt() <= 2, run::out);
+      double distinct = row.get("distinct").asDouble();
+      assertTrue(distinct > 0 && distinct <= 1, run::out);
+      // along its own text: what two ways to compute the same differ by, or little more
+      assertTrue(row.get("meanKl").get("mean").asDouble() < 0.5, run::out);
+    }
+    assertEquals(2, report.get("rows").get(0).get("sameAnswer").asInt(), run::out);
+  }
+
+  @Test
   void evalShowsWhatAKvTypeCosts() throws IOException {
     double f16 = meanKlOfEverythingKept("f16"), q4 = meanKlOfEverythingKept("q4_0");
     // 4 bits in place of 16: ten times the noise between two implementations and more

@@ -5,6 +5,7 @@ import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.Target;
 import dev.kvasir.examples.options.BudgetConverter;
 import dev.kvasir.examples.options.FastGenArguments;
+import dev.kvasir.examples.options.ForesightArguments;
 import dev.kvasir.examples.options.ModelArguments;
 import dev.kvasir.examples.options.OutputFormat;
 import dev.kvasir.examples.options.RecoveryConverter;
@@ -16,6 +17,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
+import java.util.function.Function;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -42,12 +45,29 @@ public final class BenchCommand implements Callable<Integer> {
   // more than any tokenizer packs into one token of plain English on average
   private static final int CHARACTERS_PER_TOKEN = 6;
 
+  /** The policies that can be measured. */
+  private enum Policy {
+    FASTGEN,
+    FORESIGHT
+  }
+
   private final StandardStreams streams;
 
   @Spec private CommandSpec command;
   @Mixin private ModelArguments model;
   @Mixin private SessionArguments session;
   @Mixin private FastGenArguments fastgen;
+  @Mixin private ForesightArguments foresight;
+
+  @Option(
+      names = "--kv-policy",
+      paramLabel = "fastgen|foresight",
+      split = ",",
+      defaultValue = "fastgen",
+      description =
+          "Policies to measure at the targets, separated by commas; foresight takes budgets only, as a part of the full f16 cache."
+              + " Default: fastgen.")
+  private List<Policy> policies;
 
   @Option(
       names = {"-p", "--n-prompt"},
@@ -141,13 +161,19 @@ public final class BenchCommand implements Callable<Integer> {
     atLeast(0, depths, "-d");
     atLeast(1, parallel, "-np");
     atLeast(1, List.of(repeats), "-r");
+    if (foresight.given() && !policies.contains(Policy.FORESIGHT)) {
+      throw wrong("--kv-statistic and --kv-head-weights need --kv-policy foresight");
+    }
+    if (fastgen.given() && !policies.contains(Policy.FASTGEN)) {
+      throw wrong("FastGen's options need --kv-policy fastgen");
+    }
     var options = session.options();
-    var policy = fastgen.policy();
+    var compared = policies.stream().flatMap(this::engines).toList();
     var given = file == null ? null : TextFile.read(file, streams);
     try (var stock = model.load(streams, false);
         var adaptive = model.load(streams, true)) {
       var engines = new ArrayList<>(List.of(Engine.llamaCpp(stock), Engine.full(adaptive)));
-      targets().forEach(target -> engines.add(Engine.fastgen(adaptive, policy.withTarget(target))));
+      compared.forEach(engine -> engines.add(engine.apply(adaptive)));
       var rows = measure(engines, options, text(adaptive, given));
       var out = streams.out();
       if (output == OutputFormat.JSON) {
@@ -194,6 +220,29 @@ public final class BenchCommand implements Callable<Integer> {
     return rows;
   }
 
+  private Stream<Function<Model, Engine>> engines(Policy policy) {
+    return switch (policy) {
+      case FASTGEN -> {
+        var base = fastgen.policy();
+        yield targets().stream()
+            .map(target -> model -> Engine.fastgen(model, base.withTarget(target)));
+      }
+      case FORESIGHT -> {
+        var budgets = targets().stream().mapToDouble(this::fraction).boxed().toList();
+        yield foresight.policies().stream()
+            .flatMap(base -> budgets.stream().map(base::withBudget))
+            .map(each -> model -> Engine.foresight(model, each));
+      }
+    };
+  }
+
+  private double fraction(Target target) {
+    if (target instanceof Target.BudgetFraction(double fraction)) {
+      return fraction;
+    }
+    throw wrong("--kv-policy foresight takes --kv-budget as a part of the full f16 cache (35%)");
+  }
+
   private List<Target> targets() {
     var targets = new ArrayList<>(budgets);
     targets.addAll(recoveries);
@@ -231,9 +280,12 @@ public final class BenchCommand implements Callable<Integer> {
   private void atLeast(int least, List<Integer> values, String option) {
     for (int value : values) {
       if (value < least) {
-        throw new ParameterException(
-            command.commandLine(), "Invalid value for option '" + option + "': " + value);
+        throw wrong("Invalid value for option '" + option + "': " + value);
       }
     }
+  }
+
+  private ParameterException wrong(String message) {
+    return new ParameterException(command.commandLine(), message);
   }
 }

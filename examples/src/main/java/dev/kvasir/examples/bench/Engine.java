@@ -3,6 +3,7 @@ package dev.kvasir.examples.bench;
 import dev.kvasir.Model;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.Target;
 import dev.kvasir.examples.terminal.Units;
 import java.math.BigDecimal;
@@ -29,11 +30,19 @@ record Engine(String name, String policy, Model model, CachePolicy cachePolicy) 
     var target =
         switch (policy.target()) {
           case Target.Recovery(double recovery) -> "T=" + recovery;
-          case Target.BudgetFraction(double fraction) ->
-              BigDecimal.valueOf(fraction).movePointRight(2).stripTrailingZeros().toPlainString()
-                  + "%";
+          case Target.BudgetFraction(double fraction) -> percent(fraction);
           case Target.BudgetBytes(long bytes) -> Units.bytes(bytes);
         };
     return new Engine("kvasir", "fastgen " + target, model, policy);
+  }
+
+  static Engine foresight(Model model, Foresight policy) {
+    var name = "foresight " + policy.statistic() + " " + percent(policy.budget());
+    return new Engine("kvasir", name, model, policy);
+  }
+
+  private static String percent(double fraction) {
+    return BigDecimal.valueOf(fraction).movePointRight(2).stripTrailingZeros().toPlainString()
+        + "%";
   }
 }

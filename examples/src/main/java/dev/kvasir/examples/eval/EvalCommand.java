@@ -1,23 +1,25 @@
 package dev.kvasir.examples.eval;
 
-import dev.kvasir.KvType;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvasir.Model;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.Target;
 import dev.kvasir.examples.options.BudgetConverter;
+import dev.kvasir.examples.options.ForesightArguments;
 import dev.kvasir.examples.options.ModelArguments;
 import dev.kvasir.examples.options.OutputFormat;
 import dev.kvasir.examples.options.RecoveryConverter;
 import dev.kvasir.examples.options.SessionArguments;
 import dev.kvasir.examples.options.TextFile;
-import dev.kvasir.examples.terminal.CommandFailure;
 import dev.kvasir.examples.terminal.ProgressBar;
 import dev.kvasir.examples.terminal.StandardStreams;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
+import java.util.Locale;
 import java.util.concurrent.Callable;
+import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -34,9 +36,13 @@ import picocli.CommandLine.Spec;
     description = {
       "Compares what the model expects with compressed caches to what it expects with the full one.",
       "",
-      "Texts are cut from the file. After each prompt the cache is compressed, then the following tokens are fed one by one; the table shows"
-          + " the mean KL divergence from the full f16 cache of unmodified llama.cpp and how often the most probable token is the same. The row full"
-          + " keeps everything: what the KV types cost, or with f16 the noise between two ways to compute the same."
+      "The cache is compressed after each prompt, then tokens are fed one by one; the table shows the mean KL divergence from the full f16"
+          + " cache of unmodified llama.cpp and how often the most probable token is the same. The row full keeps everything: what the KV"
+          + " types cost, or with f16 the noise between two ways to compute the same.",
+      "",
+      "Task text cuts prompts from a text, which then goes on. Task codes puts lines with access codes between the text's sentences and asks"
+          + " for them when the cache has been compressed. Task generate reads GSM8K's JSON lines: after worked examples and a question the"
+          + " model goes on by itself, and is compared with the full cache along what it says."
     })
 public final class EvalCommand implements Callable<Integer> {
   private final StandardStreams streams;
@@ -44,14 +50,22 @@ public final class EvalCommand implements Callable<Integer> {
   @Spec private CommandSpec command;
   @Mixin private ModelArguments model;
   @Mixin private SessionArguments session;
+  @Mixin private ForesightArguments foresight;
 
   @Option(
       names = {"-f", "--file"},
       paramLabel = "TEXT",
       required = true,
       split = ",",
-      description = "Text files, separated by commas, to cut the texts from.")
+      description = "Text files, separated by commas, to take the texts from.")
   private List<Path> files;
+
+  @Option(
+      names = "--task",
+      paramLabel = "text|codes|generate",
+      defaultValue = "text",
+      description = "What the caches are tried at. Default: text.")
+  private Task task;
 
   @Option(
       names = {"-p", "--n-prompt"},
@@ -63,9 +77,8 @@ public final class EvalCommand implements Callable<Integer> {
   @Option(
       names = {"-n", "--n-suffix"},
       paramLabel = "N",
-      defaultValue = "64",
-      description = "Tokens that are fed after it. Default: 64.")
-  private int suffixTokens;
+      description = "Tokens after it. Default: 64, or 160 that the model generates.")
+  private @Nullable Integer suffixTokens;
 
   @Option(
       names = "--texts",
@@ -75,14 +88,22 @@ public final class EvalCommand implements Callable<Integer> {
   private int texts;
 
   @Option(
+      names = "--turns",
+      paramLabel = "N",
+      defaultValue = "1",
+      description =
+          "The prompt comes in so many turns, the cache is compressed after each. Default: 1.")
+  private int turns;
+
+  @Option(
       names = "--methods",
       paramLabel = "M",
       split = ",",
       converter = Method.Converter.class,
       defaultValue = "full,paper,lattice,h2o,streaming",
       description =
-          "What to compare: full, paper, lattice, h2o, streaming; paper and lattice may be followed by :sum or :mean, :none or :value, :min."
-              + " Default: full,paper,lattice,h2o,streaming.")
+          "What to compare: full, foresight, paper, lattice, h2o, streaming; paper and lattice may be followed by :sum or :mean, :none or"
+              + " :value, :min. Default: full,paper,lattice,h2o,streaming.")
   private List<Method> methods;
 
   @Option(
@@ -90,7 +111,8 @@ public final class EvalCommand implements Callable<Integer> {
       paramLabel = "50%",
       split = ",",
       converter = BudgetConverter.class,
-      description = "Budgets to compare at. Default: 50%%,25%%, unless recoveries are given.")
+      description =
+          "Budgets to compare at, in bytes of the full f16 cache. Default: 50%%,25%%, unless recoveries are given.")
   private List<Target> budgets = new ArrayList<>();
 
   @Option(
@@ -100,6 +122,21 @@ public final class EvalCommand implements Callable<Integer> {
       converter = RecoveryConverter.class,
       description = "Recoveries to compare paper and lattice at.")
   private List<Target> recoveries = new ArrayList<>();
+
+  @Option(
+      names = "--kv-types",
+      paramLabel = "TYPE",
+      split = ",",
+      converter = KvTypes.Converter.class,
+      description =
+          "Types of the cache to compare, for example f16,q8_0,q8_0/q4_0, in place of -ctk and -ctv. Default: what these say.")
+  private List<KvTypes> types = new ArrayList<>();
+
+  @Option(
+      names = "--lines",
+      paramLabel = "FILE",
+      description = "Append each result to this file too, a JSON line per text and row.")
+  private @Nullable Path lines;
 
   @Option(
       names = {"-o", "--output"},
@@ -116,113 +153,123 @@ public final class EvalCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (promptTokens < 1 || suffixTokens < 1 || texts < 1) {
-      throw new ParameterException(command.commandLine(), "-p, -n and --texts must be at least 1");
-    }
-    var cases = cases();
-    var options = session.options().withContextSize(promptTokens + suffixTokens);
-    var whole = options.withKeyType(KvType.F16).withValueType(KvType.F16);
+    check();
+    var options = session.options();
+    var rows = cases(options).stream().map(EvalRow::new).toList();
     var text = new StringBuilder();
     files.forEach(file -> text.append(TextFile.read(file, streams)).append('\n'));
-    try (var stock = model.load(streams, false);
+    try (var results = new ResultLines(lines);
+        var stock = model.load(streams, false);
         var adaptive = model.load(streams, true);
         var bar = new ProgressBar(streams, "Comparing")) {
-      var samples = cut(adaptive.tokenize(text.toString(), false, false));
-      var rows = cases.stream().map(what -> new EvalRow(what, texts)).toList();
+      var samples = samples(adaptive, text.toString());
+      var comparison =
+          new Comparison(stock, adaptive, options, samples, turns, suffixTokens(samples));
+      var settings = settings(adaptive, comparison.tokens());
       int runs = 0;
       for (int t = 0; t < texts; t++) {
-        var reference = run(stock, whole, samples.get(t));
+        bar.update(runs, (double) texts * rows.size(), "text " + (t + 1) + " of " + texts);
+        var reference = comparison.reference(t);
         for (var row : rows) {
+          var result = comparison.result(row.what(), t, reference);
+          row.add(result);
+          results.add(settings, t, row.what(), result);
           bar.update(++runs, (double) texts * rows.size(), "text " + (t + 1) + " of " + texts);
-          var result = run(adaptive, options.withCachePolicy(row.what().policy()), samples.get(t));
-          row.put(
-              t,
-              result.divergenceFrom(reference),
-              result.sameTopAs(reference),
-              result.keptAfterPrompt,
-              result.keptAtEnd);
         }
       }
       bar.clear();
       var out = streams.out();
       if (output == OutputFormat.JSON) {
-        out.println(EvalReport.json(rows, texts, promptTokens, suffixTokens));
+        out.println(EvalReport.json(settings, rows));
       } else {
         out.println(
-            "%s on %s: %d texts, prompts of %d tokens, then %d one by one%n"
+            "%s on %s: task %s, %d texts, prompts of %d tokens%s, then %d one by one%n"
                 .formatted(
                     adaptive.description(),
                     String.join(" + ", adaptive.devices()),
+                    name(task),
                     texts,
                     promptTokens,
-                    suffixTokens));
-        out.print(EvalReport.markdown(rows));
+                    turns == 1 ? "" : " in " + turns + " turns",
+                    comparison.tokens()));
+        out.print(EvalReport.markdown(task, rows));
       }
       return 0;
     }
   }
 
-  private List<Method.Case> cases() {
+  private void check() {
+    if (promptTokens < 1 || texts < 1 || (suffixTokens != null && suffixTokens < 1)) {
+      throw wrong("-p, -n and --texts must be at least 1");
+    }
+    if (turns < 1 || turns > promptTokens) {
+      throw wrong("--turns must be at least 1, and each turn needs a token of the prompt");
+    }
+    if (task == Task.CODES && suffixTokens != null) {
+      throw wrong(
+          "-n has no meaning for --task codes: a question and its answers follow the prompt");
+    }
+    if (!types.isEmpty() && session.typesGiven()) {
+      throw wrong("--kv-types takes the place of -ctk and -ctv: give the one or the others");
+    }
+    boolean foresightCompared =
+        methods.stream().anyMatch(method -> method.kind() == Method.Kind.FORESIGHT);
+    if (foresight.given() && !foresightCompared) {
+      throw wrong("--kv-statistic and --kv-head-weights need --methods foresight");
+    }
+  }
+
+  private List<Method.Case> cases(SessionOptions options) {
     var targets = new ArrayList<>(budgets);
     targets.addAll(recoveries);
     if (targets.isEmpty()) {
       targets.addAll(List.of(Target.budgetFraction(0.5), Target.budgetFraction(0.25)));
     }
+    var compared = types.isEmpty() ? List.of(KvTypes.of(options)) : types;
+    var policies = foresight.policies();
     try {
-      return methods.stream().flatMap(method -> method.cases(targets).stream()).toList();
+      return compared.stream()
+          .flatMap(
+              type -> methods.stream().flatMap(method -> method.cases(type, targets, policies)))
+          .toList();
     } catch (IllegalArgumentException e) {
-      throw new ParameterException(
-          command.commandLine(), "Invalid value for option '--kv-budget': " + e.getMessage());
+      throw wrong("Invalid value for option '--kv-budget': " + e.getMessage());
     }
   }
 
-  /** Texts of equal length, spread evenly over the file, that do not overlap. */
-  private List<int[]> cut(int[] tokens) {
-    int length = promptTokens + suffixTokens;
-    if ((long) length * texts > tokens.length) {
-      throw new CommandFailure(
-          "The text has %d tokens, but %d texts of %d are wanted: give more text, or smaller --texts, -p or -n."
-              .formatted(tokens.length, texts, length));
-    }
-    var samples = new ArrayList<int[]>();
-    for (int t = 0; t < texts; t++) {
-      int from = (int) ((long) (tokens.length - length) * t / Math.max(1, texts - 1));
-      samples.add(Arrays.copyOfRange(tokens, from, from + length));
-    }
-    return samples;
+  private List<Sample> samples(Model tokenizer, String text) {
+    return switch (task) {
+      case TEXT ->
+          ContinuedTexts.of(
+              tokenizer.tokenize(text, false, false), texts, promptTokens, suffixTokens(List.of()));
+      case CODES -> CodePrompts.of(tokenizer, text, texts, promptTokens);
+      case GENERATE -> WorkedExamples.of(tokenizer, text, texts, promptTokens);
+    };
   }
 
-  private Result run(Model on, SessionOptions options, int[] sample) {
-    try (var opened = on.newSession(options)) {
-      opened.evaluate(Arrays.copyOf(sample, promptTokens));
-      double keptAfterPrompt = opened.cacheReport().keptFraction();
-      var expectations = new ArrayList<Distribution>();
-      var logits = new float[on.vocabularySize()];
-      for (int i = promptTokens; i < sample.length; i++) {
-        opened.step(sample[i]);
-        opened.logits(logits);
-        expectations.add(new Distribution(logits));
-      }
-      return new Result(expectations, keptAfterPrompt, opened.cacheReport().keptFraction());
-    }
+  /** Tokens after a prompt; at most so many where the task has its own. */
+  private int suffixTokens(List<Sample> samples) {
+    int longest = samples.stream().mapToInt(sample -> sample.continuation().length).max().orElse(0);
+    return longest > 0 ? longest : suffixTokens != null ? suffixTokens : task.tokens();
   }
 
-  /** What one run expected after every token of the suffix. */
-  private record Result(List<Distribution> expectations, double keptAfterPrompt, double keptAtEnd) {
-    double divergenceFrom(Result reference) {
-      double sum = 0;
-      for (int i = 0; i < expectations.size(); i++) {
-        sum += reference.expectations.get(i).divergenceTo(expectations.get(i));
-      }
-      return sum / expectations.size();
-    }
+  private ObjectNode settings(Model loaded, int tokens) {
+    return JsonNodeFactory.instance
+        .objectNode()
+        .put("task", name(task))
+        .put("model", loaded.description())
+        .put("file", String.valueOf(loaded.file().getFileName()))
+        .put("texts", texts)
+        .put("promptTokens", promptTokens)
+        .put("turns", turns)
+        .put("suffixTokens", tokens);
+  }
 
-    double sameTopAs(Result reference) {
-      int same = 0;
-      for (int i = 0; i < expectations.size(); i++) {
-        same += reference.expectations.get(i).top() == expectations.get(i).top() ? 1 : 0;
-      }
-      return (double) same / expectations.size();
-    }
+  private static String name(Task task) {
+    return task.name().toLowerCase(Locale.ROOT);
+  }
+
+  private ParameterException wrong(String message) {
+    return new ParameterException(command.commandLine(), message);
   }
 }

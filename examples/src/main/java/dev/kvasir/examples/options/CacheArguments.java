@@ -2,6 +2,7 @@ package dev.kvasir.examples.options;
 
 import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.Foresight;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
 import java.nio.file.Path;
@@ -21,7 +22,9 @@ public final class CacheArguments {
     /** Everything is kept. */
     FULL,
     /** Every head keeps what its profile shows that it needs. */
-    FASTGEN
+    FASTGEN,
+    /** Every slot is judged by what queries that come later would take from it. */
+    FORESIGHT
   }
 
   @Spec(Spec.Target.MIXEE)
@@ -29,10 +32,10 @@ public final class CacheArguments {
 
   @Option(
       names = "--kv-policy",
-      paramLabel = "none|full|fastgen",
+      paramLabel = "none|full|fastgen|foresight",
       description =
-          "Keep everything, or per KV head what a profile of the prompt asks for; none: unmodified llama.cpp, for models that"
-              + " the adaptive cache has no path for. Default: fastgen.")
+          "Keep everything, or per KV head what a profile of the prompt asks for, or what the prompt's queries would take if they came after"
+              + " it; none: unmodified llama.cpp, for models that the adaptive cache has no path for. Default: fastgen.")
   private @Nullable Policy policy;
 
   @Option(
@@ -48,7 +51,8 @@ public final class CacheArguments {
       paramLabel = "50%|512M",
       converter = BudgetConverter.class,
       description =
-          "The heads share this part of the full cache, or so many bytes, in place of --kv-recovery.")
+          "The heads share this part of the full cache, or so many bytes, in place of --kv-recovery. Foresight: a part of the full f16 cache's"
+              + " bytes, whatever the types are. Default there: 35%%.")
   private @Nullable Target budget;
 
   @Option(
@@ -60,6 +64,7 @@ public final class CacheArguments {
   private @Nullable Long limit;
 
   @Mixin private FastGenArguments fastgen;
+  @Mixin private ForesightArguments foresight;
 
   @Option(
       names = "--kv-profile",
@@ -68,7 +73,7 @@ public final class CacheArguments {
           "Take the heads' policies from a saved profile; --kv-recovery and --kv-budget choose from it anew.")
   private @Nullable Path profile;
 
-  /** Called by picocli, which sets the command and the mixin. */
+  /** Called by picocli, which sets the command and the mixins. */
   @SuppressWarnings("NullAway.Init")
   public CacheArguments() {}
 
@@ -85,6 +90,12 @@ public final class CacheArguments {
     if (recovery != null && budget != null) {
       throw contradiction(
           "--kv-recovery and --kv-budget exclude each other: both say how much is kept");
+    }
+    if (policy == Policy.FORESIGHT) {
+      return options.withCachePolicy(foresight());
+    }
+    if (foresight.given()) {
+      throw contradiction("--kv-statistic and --kv-head-weights need --kv-policy foresight");
     }
     var target = recovery != null ? recovery : budget;
     if (policy == Policy.NONE) {
@@ -112,6 +123,20 @@ public final class CacheArguments {
     }
     var chosen = fastgen.policy();
     return options.withCachePolicy(target == null ? chosen : chosen.withTarget(target));
+  }
+
+  private Foresight foresight() {
+    if (recovery != null || profile != null || fastgen.given()) {
+      throw contradiction(
+          "--kv-policy foresight takes --kv-budget, --kv-statistic, --kv-head-weights and --kv-limit: the other --kv options need --kv-policy fastgen");
+    }
+    return switch (budget) {
+      case null -> foresight.policy();
+      case Target.BudgetFraction(double fraction) -> foresight.policy().withBudget(fraction);
+      default ->
+          throw contradiction(
+              "--kv-policy foresight takes --kv-budget as a part of the full f16 cache (35%)");
+    };
   }
 
   /** Whether the KV cache is to be Kvasir's. */

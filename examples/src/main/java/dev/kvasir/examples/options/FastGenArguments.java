@@ -94,7 +94,7 @@ public final class FastGenArguments {
   }
 
   /** Whether any of these options was given. */
-  boolean given() {
+  public boolean given() {
     return candidates != null
         || score != null
         || weight != null

@@ -55,6 +55,11 @@ public final class SessionArguments {
   @SuppressWarnings("NullAway.Init")
   public SessionArguments() {}
 
+  /** Whether a type of the cache was given. */
+  public boolean typesGiven() {
+    return keyType != null || valueType != null;
+  }
+
   /** The library's defaults with what was given. */
   public SessionOptions options() {
     var options = SessionOptions.defaults();

@@ -58,7 +58,7 @@ public final class ProfileCommand implements Callable<Integer> {
     if (!(options.cachePolicy() instanceof FastGen fastgen) || options.profile() != null) {
       throw new ParameterException(
           command.commandLine(),
-          "profile makes a FastGen profile: --kv-policy full or none and --kv-profile have no meaning here");
+          "profile makes a FastGen profile: other --kv-policy and --kv-profile have no meaning here");
     }
     if (json != null
         && !toStandardOutput()

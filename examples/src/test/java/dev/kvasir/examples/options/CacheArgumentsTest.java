@@ -10,11 +10,18 @@ import dev.kvasir.Sampling;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
+import dev.kvasir.cache.HeadWeights;
+import dev.kvasir.cache.MovedQueries;
 import dev.kvasir.cache.Pooling;
 import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Target;
 import dev.kvasir.cache.Weight;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -78,6 +85,26 @@ class CacheArgumentsTest {
             ("--kv-recovery .9 --kv-score sum --kv-weight none --kv-pool min --kv-local .2 --kv-frequent .1"
                     + " --kv-sinks 8 --kv-grace 32")
                 .split(" ", -1)));
+  }
+
+  @Test
+  void foresight() {
+    assertEquals(Foresight.defaults(), policy("--kv-policy", "foresight"));
+    assertEquals(
+        Foresight.defaults().withBudget(0.125).withStatistic(MovedQueries.afterPrompt(4)),
+        policy("--kv-policy foresight --kv-budget 12.5% --kv-statistic c/4".split(" ", -1)));
+    var options =
+        parse("--kv-policy", "foresight", "--kv-limit", "1M").cache.over(SessionOptions.defaults());
+    assertEquals(1L << 20, options.cacheMemoryLimit());
+  }
+
+  @Test
+  void headWeightsOfAFile(@TempDir Path directory) throws IOException {
+    var file = Files.writeString(directory.resolve("w.json"), "{\"trace\": [[1, 2], [3, 4]]}");
+    var policy = policy("--kv-policy", "foresight", "--kv-head-weights", file.toString());
+    assertEquals(
+        Foresight.defaults().withHeadWeights(HeadWeights.of(new float[][] {{1, 2}, {3, 4}})),
+        policy);
   }
 
   @Test
