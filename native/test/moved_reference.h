@@ -27,6 +27,7 @@ public:
         float   scale = 1, softcap = 0, max_bias = 0;
         std::vector<float> sinks;
         std::vector<std::vector<float>> q, moved, k, v; // [position][head][dim]
+        bool    turned = false, rotated = false; // by rotary positions; by a matrix of llama.cpp's
         double  replayed = 0; // how far the queries, computed once more for their own positions, are from what they were
     };
     std::map<int32_t, layer> layers; // by the model's layer index
@@ -127,6 +128,8 @@ private:
             l.sinks.resize((size_t) l.n_head);
             ggml_backend_tensor_get(sinks, l.sinks.data(), 0, l.sinks.size() * sizeof(float));
         }
+        l.turned  = turned(q);
+        l.rotated = rotated(q);
         const auto n     = (int32_t) q->ne[1];
         const auto first = (int32_t) l.q.size();
         std::vector<int32_t> at, to;
@@ -191,7 +194,7 @@ private:
 
     // whether a ROPE is on the way from the layer's projections to t
     static bool turned(const ggml_tensor * t) {
-        if (t->op == GGML_OP_NONE || t->op == GGML_OP_GET_ROWS || (t->op == GGML_OP_MUL_MAT && !(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT))) {
+        if (t->op == GGML_OP_NONE || t->op == GGML_OP_GET_ROWS || (t->op == GGML_OP_MUL_MAT && !is_matrix_of_rows(t->src[0]))) {
             return false;
         }
         if (t->op == GGML_OP_ROPE) {
@@ -203,6 +206,13 @@ private:
             }
         }
         return false;
+    }
+
+    // llama.cpp's rotation of quantised rows; a scheduler of several backends has copies of inputs, with the name in theirs
+    static bool is_matrix_of_rows(const ggml_tensor * t) { return strstr(t->name, "attn_inp_k_rot") != nullptr; }
+
+    static bool rotated(const ggml_tensor * t) {
+        return t && t->op != GGML_OP_NONE && t->op != GGML_OP_ROPE && (t->op == GGML_OP_MUL_MAT ? is_matrix_of_rows(t->src[0]) : rotated(t->src[0]));
     }
 
     struct replay {

@@ -6,6 +6,7 @@
 #include "mask.h"
 
 #include "../error.h"
+#include "../store/device_moved.h"
 
 #include <algorithm>
 #include <chrono>
@@ -563,6 +564,11 @@ void store_graph::build_portable(ggml_tensor * const * nodes, size_t n) {
         layer & l    = *x->l;
         auto &  rows = static_cast<device_rows &>(*l.rows);
         if (!x->rows) {
+            if (x->records) {
+                auto & memory = static_cast<device_moved &>(*l.moved->memory());
+                memory.note_sinks(x->node->src[4]);
+                portable_->record(x->attention, x->node, l.moved->tokens(), memory.entry(l.moved->first_entry()));
+            }
             portable_->attend(x->attention, x->node, rows, x->first_head);
             continue;
         }

@@ -35,6 +35,9 @@ namespace kvasir {
     X(ggml_cpy)                     \
     X(ggml_get_rows)                \
     X(ggml_repeat_back)             \
+    X(ggml_sum_rows)                \
+    X(ggml_concat)                  \
+    X(ggml_sqr)                     \
     X(ggml_set_rows)                \
     X(ggml_mul_mat)                 \
     X(ggml_scale)                   \

@@ -33,6 +33,7 @@ public:
     void   write(bool is_k, int head, int32_t first, int32_t n, const char * rows) override;
     void   flush() override;
     bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
+    std::unique_ptr<moved_memory> moved(layer & l) override; // device_moved.cpp
 
     // whether V's elements are in rows of this side: in K's, where V is a part of them
     bool   has_values(bool is_k) const { return is_k == v_.format.part; }

@@ -4,9 +4,9 @@
 #include "../attention/cpu/moved_sums.h"
 #include "../error.h"
 #include "cache.h"
+#include "moved_host_sums.h"
 
 #include <algorithm>
-#include <functional>
 
 namespace kvasir {
 
@@ -239,9 +239,9 @@ void moved_queries::clear() {
 
 namespace {
 
-class host_moved : public moved_memory {
+class host_moved : public moved_host_sums {
 public:
-    explicit host_moved(layer & l) : l_(l) {}
+    explicit host_moved(layer & l) : moved_host_sums(l) {}
     ~host_moved() override { account(0); }
 
     uint16_t * entry(int32_t i) { return queries_.data() + (size_t) i * entry_size(); }
@@ -268,195 +268,16 @@ public:
     }
     void sum(const std::vector<moved_block> & blocks, const std::vector<int32_t> & pos, int32_t end, int n_threads) override {
         reserve_sums();
-        moved_sums_node node;
-        std::vector<float *> p, squares;
-        std::vector<size_t>  capacity;
-        for (head_sums & s : now_.heads) {
-            p.push_back(s.p.data());
-            squares.push_back(s.squares.data());
-            capacity.push_back(s.capacity);
-        }
-        node.k         = l_.k.format;
-        node.v         = l_.v.format;
-        node.heads     = l_.heads.data();
-        node.n_head_kv = l_.n_head_kv;
-        node.n_head    = l_.n_head;
-        node.queries   = queries_.data();
-        node.pos       = pos.data();
-        node.blocks    = blocks;
-        node.end       = end;
-        node.window    = l_.moved->window;
-        node.turned    = &l_.moved->turned;
-        node.scale     = l_.moved->attention.scale;
-        node.softcap   = l_.moved->attention.softcap;
-        node.max_bias  = l_.moved->attention.max_bias;
-        node.sinks     = (const float *) l_.moved->attention.sinks;
-        node.p         = p.data();
-        node.squares   = squares.data();
-        node.capacity  = capacity.data();
-        node.output    = now_.output.data();
-        node.length2   = now_.length2.data();
+        moved_sums_node node = node_of(blocks, pos, end);
+        node.queries = queries_.data();
+        node.sinks   = (const float *) l_.moved->attention.sinks;
         moved_sums(node, n_threads);
     }
-    void read(int head, float * p, float * squares) override {
-        const head_sums & s = now_.heads[(size_t) head];
-        const auto        n = (size_t) l_.heads[(size_t) head].n;
-        for (size_t g = 0; g < group(); g++) {
-            for (auto [from, to] : {std::pair(&s.p, p), std::pair(&s.squares, squares)}) {
-                for (size_t i = 0; to && i < n; i++) {
-                    to[g * n + i] = i < s.capacity ? (*from)[g * s.capacity + i] : 0;
-                }
-            }
-        }
-    }
-    void read_outputs(double * output, double * length2) override {
-        now_.output.resize(outputs());
-        now_.length2.resize((size_t) l_.n_head);
-        folded_output_.resize(outputs());
-        folded_length2_.resize((size_t) l_.n_head);
-        std::transform(now_.output.begin(), now_.output.end(), folded_output_.begin(), output, std::plus<>());
-        std::transform(now_.length2.begin(), now_.length2.end(), folded_length2_.begin(), length2, std::plus<>());
-    }
-    void fold(int64_t n_outputs, const float * weights, int32_t smooth, int n_threads) override {
-        std::vector<double> o(outputs()), l((size_t) l_.n_head);
-        read_outputs(o.data(), l.data());
-        std::vector<float> output(o.size()), w(l.size()), smoothed;
-        std::transform(o.begin(), o.end(), output.begin(), [n_outputs](double x) { return (float) (x / (double) n_outputs); });
-        std::transform(l.begin(), l.end(), w.begin(), [n_outputs](double x) { return moved_weight(x / (double) n_outputs); });
-        std::vector<head_store>    heads(l_.heads.begin(), l_.heads.end());
-        std::vector<const float *> squares;
-        std::vector<size_t>        capacity;
-        for (size_t h = 0; h < now_.heads.size(); h++) {
-            head_sums & s = now_.heads[h];
-            heads[h].n    = std::min(heads[h].n, (int32_t) s.capacity);
-            smooth_over(s, heads[h].n, smooth, smoothed);
-            squares.push_back(s.squares.data());
-            capacity.push_back(s.capacity);
-        }
-        moved_losses_node node;
-        node.v         = l_.v.format;
-        node.heads     = heads.data();
-        node.n_head_kv = (int32_t) squares.size();
-        node.group     = (int32_t) group();
-        node.squares   = squares.data();
-        node.capacity  = capacity.data();
-        node.output    = output.data();
-        node.weights   = weights ? weights : w.data();
-        moved_losses(node, n_threads);
-        folded_output_  = std::move(o);
-        folded_length2_ = std::move(l);
-        clear_sums();
-    }
-    void clear_sums() override {
-        now_ = sums();
-        account();
-    }
-    void clear_folded() override {
-        folded_output_.clear();
-        folded_length2_.clear();
-    }
-    void set_sums_aside() override {
-        require(size_of(now_));
-        aside_ = now_;
-        account();
-    }
-    void bring_sums_back() override {
-        now_ = std::move(aside_);
-        drop_sums_aside();
-    }
-    void drop_sums_aside() override {
-        aside_ = sums();
-        account();
-    }
-    void reset_slots(int head, int32_t first, int32_t n) override {
-        if (now_.heads.empty()) {
-            return;
-        }
-        head_sums &  s    = now_.heads[(size_t) head];
-        const size_t from = std::min((size_t) first, s.capacity), to = from + std::min((size_t) n, s.capacity - from);
-        for (size_t g = 0; g < group(); g++) {
-            for (std::vector<float> * x : {&s.p, &s.squares}) {
-                std::fill(x->begin() + (ptrdiff_t) (g * s.capacity + from), x->begin() + (ptrdiff_t) (g * s.capacity + to), 0.0f);
-            }
-        }
-    }
-    size_t bytes() const override { return accounted_; }
 
 private:
-    struct head_sums {
-        std::vector<float> p, squares; // [group][capacity]
-        size_t             capacity = 0;
-    };
-    struct sums {
-        std::vector<head_sums> heads;
-        std::vector<double>    output, length2;
-    };
-    layer &               l_;
     std::vector<uint16_t> queries_; // f16 [entry][n_head][head dim of K]
-    sums                  now_, aside_;
-    std::vector<double>   folded_output_, folded_length2_;
-    size_t                accounted_ = 0;
 
-    size_t outputs() const { return (size_t) l_.n_head * (size_t) l_.v.format.dim; }
-    size_t group() const { return (size_t) (l_.n_head / l_.n_head_kv); }
-    static size_t size_of(const sums & s) {
-        size_t bytes = 0;
-        for (const head_sums & h : s.heads) {
-            bytes += (h.p.size() + h.squares.size()) * sizeof(float);
-        }
-        return bytes;
-    }
-    void require(size_t more) const {
-        l_.cache->require_room([more] { return more; });
-    }
-    void account() { account(queries_.capacity() * sizeof(uint16_t) + size_of(now_) + size_of(aside_)); }
-    void account(size_t bytes) {
-        l_.cache->limit.changed(accounted_, bytes);
-        accounted_ = bytes;
-    }
-    void reserve_sums() {
-        size_t more = 0;
-        const auto wanted = [this](size_t h) { return ((size_t) l_.heads[h].n + 63) / 64 * 64; };
-        now_.heads.resize((size_t) l_.n_head_kv);
-        now_.output.resize((size_t) l_.n_head * (size_t) l_.v.format.dim);
-        now_.length2.resize((size_t) l_.n_head);
-        for (size_t h = 0; h < now_.heads.size(); h++) {
-            const size_t capacity = now_.heads[h].capacity;
-            more += (std::max(capacity, wanted(h)) - capacity) * group() * 2 * sizeof(float);
-        }
-        require(more);
-        for (size_t h = 0; h < now_.heads.size(); h++) {
-            head_sums &  s = now_.heads[h];
-            const size_t capacity = wanted(h);
-            if (capacity <= s.capacity) {
-                continue;
-            }
-            head_sums larger{std::vector<float>(group() * capacity), std::vector<float>(group() * capacity), capacity};
-            for (size_t g = 0; g < group(); g++) {
-                std::copy_n(s.p.begin() + (ptrdiff_t) (g * s.capacity), s.capacity, larger.p.begin() + (ptrdiff_t) (g * capacity));
-                std::copy_n(s.squares.begin() + (ptrdiff_t) (g * s.capacity), s.capacity, larger.squares.begin() + (ptrdiff_t) (g * capacity));
-            }
-            s = std::move(larger);
-        }
-        account();
-    }
-    // squares become means over neighbouring slots
-    void smooth_over(head_sums & s, int32_t n, int32_t smooth, std::vector<float> & mean) const {
-        const int32_t reach = smooth / 2;
-        mean.resize((size_t) n);
-        for (size_t g = 0; reach > 0 && g < group(); g++) {
-            float * x = &s.squares[g * s.capacity];
-            for (int32_t i = 0; i < n; i++) {
-                const int32_t first = std::max(i - reach, 0), last = std::min(i + reach, n - 1);
-                float sum = 0;
-                for (int32_t j = first; j <= last; j++) {
-                    sum += x[j];
-                }
-                mean[(size_t) i] = sum / (float) (last - first + 1);
-            }
-            std::copy(mean.begin(), mean.end(), x);
-        }
-    }
+    size_t record_bytes() const override { return queries_.capacity() * sizeof(uint16_t); }
 };
 
 } // namespace

@@ -337,6 +337,18 @@ bool portable_attention::sums_groups(const attention_node & a, const device_rows
     return *sums_groups_;
 }
 
+void portable_attention::record(const attention_node & a, const ggml_tensor * node, const std::vector<int32_t> & tokens, const place & to) {
+    const size_t entry = (size_t) a.n_head * (size_t) a.k.dim * sizeof(uint16_t);
+    for (size_t i = 0, n; i < tokens.size(); i += n) { // runs of tokens at one distance
+        const int32_t step = i + 1 < tokens.size() ? tokens[i + 1] - tokens[i] : 1;
+        for (n = 1; i + n < tokens.size() && tokens[i + n] - tokens[i + n - 1] == step; n++) {
+        }
+        const place from = place(node->src[0]) + (size_t) tokens[i] * a.q_nb[1];
+        graph_.copy(graph_.tensor(GGML_TYPE_F32, from, a.k.dim, a.n_head, (int64_t) n, a.q_nb[2], (size_t) step * a.q_nb[1]),
+                    graph_.tensor(GGML_TYPE_F16, to + i * entry, a.k.dim, a.n_head, (int64_t) n));
+    }
+}
+
 void portable_attention::attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head) {
     graph_.rewind_scratch();
     for (int32_t stream = 0; stream < a.n_stream; stream++) {

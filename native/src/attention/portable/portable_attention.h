@@ -25,6 +25,8 @@ public:
     // a.q, a.out and a.sinks are addresses of the device and are taken from node; a.mask is the host's copy. head: the
     // index of a.heads[0] in rows.
     void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
+    // copies the queries of these tokens, as f16, to [token][query head][dim] behind each other from to on
+    void record(const attention_node & a, const ggml_tensor * node, const std::vector<int32_t> & tokens, const place & to);
     // Computes what has been built so far, and waits for nothing: what follows may need what another stream computes first.
     ggml_status run();
     ggml_status finish();
