@@ -12,8 +12,9 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** A decode step allocates nothing on the Java heap once its code is compiled. */
 class AllocationTest {
@@ -22,8 +23,9 @@ class AllocationTest {
 
   // Compiling in the background would take its time where the machine is busy: a method is compiled
   // before it goes on.
-  @Test
-  void aDecodeStepAllocatesNothing(@TempDir Path directory)
+  @ParameterizedTest
+  @ValueSource(strings = {"fastgen", "foresight"})
+  void aDecodeStepAllocatesNothing(String policy, @TempDir Path directory)
       throws IOException, InterruptedException {
     ChildJvm child =
         ChildJvm.run(
@@ -32,7 +34,8 @@ class AllocationTest {
             Map.of(),
             600,
             Stepping.class,
-            directory.resolve("small.gguf").toString());
+            directory.resolve("small.gguf").toString(),
+            policy);
     assertEquals(0, child.exitValue(), child.output());
   }
 
@@ -47,13 +50,16 @@ class AllocationTest {
           TestModels.options()
               .withThreads(1)
               .withContextSize(WARM_UP + MEASURED + 600)
-              .withCachePolicy(CachePolicy.fastgen().withTarget(Target.budgetFraction(0.1)));
+              .withCachePolicy(
+                  arguments[1].equals("fastgen")
+                      ? CachePolicy.fastgen().withTarget(Target.budgetFraction(0.1))
+                      : CachePolicy.foresight().withBudget(0.1).withMinimumTokens(256));
       try (Model model = Model.load(file);
           Session session = model.newSession(options)) {
         int[] prompt = new int[500];
         Arrays.setAll(prompt, i -> 3 + i * 7 % 300);
         session.evaluate(prompt);
-        assertTrue(session.profile().isPresent());
+        assertTrue(session.cacheReport().decided());
         for (int i = 0; i < WARM_UP; i++) {
           session.step(3 + i * 13 % 300);
         }

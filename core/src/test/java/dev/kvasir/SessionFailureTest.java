@@ -24,6 +24,7 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Sessions over an engine without a model, every call to which fails once. */
 class SessionFailureTest {
@@ -183,6 +184,44 @@ class SessionFailureTest {
     assertEquals(Optional.of("no luck"), session.cacheReport().policyFailure());
     assertEquals("full", session.cacheReport().heads().getFirst().policy());
     assertTrue(slots(session.cacheReport()).getFirst() >= slots.getFirst());
+  }
+
+  /** Behind the 64th token of a block, and where the choice is carried out. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "sumMoved",
+        "foldMoved",
+        "readAhead",
+        "awaitAhead",
+        "readPositions",
+        "readScores",
+        "keepAll"
+      })
+  void aChoiceThatFailsBetweenStepsIsInTheReport(String method) {
+    FakeDecoder engine = FakeDecoder.of(1, faults);
+    Session session = engine.session(options().withCachePolicy(foresight("c/2")), faults);
+    session.evaluate(text(60, 0));
+    faults.fail(method, 1, () -> new KvasirException("no luck"));
+    int steps = 0;
+    while (session.cacheReport().policyFailure().isEmpty()) {
+      assertTrue(steps++ < 70, "no " + method);
+      session.step(9);
+    }
+    assertTrue(steps >= 64);
+    assertEquals(Optional.of("no luck"), session.cacheReport().policyFailure());
+    assertEquals(60 + steps, engine.memory.getFirst().size());
+    assertEquals(0, engine.stores.getFirst().stride());
+    List<Integer> slots = slots(session.cacheReport());
+    session.evaluate(text(20, 2));
+    for (int i = 0; i < 70; i++) {
+      session.step(9);
+    }
+    assertEquals(slots.stream().map(s -> s + 90).toList(), slots(session.cacheReport()));
+    session.clear();
+    assertEquals(1, engine.stores.getFirst().stride());
+    session.evaluate(text(60, 0));
+    assertTrue(session.cacheReport().keptFraction() < 1);
   }
 
   @Test

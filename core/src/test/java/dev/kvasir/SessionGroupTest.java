@@ -162,6 +162,15 @@ class SessionGroupTest {
   }
 
   @Test
+  void foresightIsRefusedByName() {
+    SessionOptions options = forGroup(options()).withCachePolicy(CachePolicy.foresight());
+    String message =
+        assertThrows(InvalidOptionException.class, () -> model.newSessionGroup(2, options))
+            .getMessage();
+    assertTrue(message.contains("CachePolicy.foresight()"), message);
+  }
+
+  @Test
   void optionsThatAGroupCannotHonourAreRefusedByName() {
     SessionOptions fine = forGroup(options()).withCachePolicy(CachePolicy.full());
     Map<String, SessionOptions> refused =

@@ -85,7 +85,7 @@ class LossProfileTest {
   }
 
   /** One change to the JSON, after which it is no profile. */
-  private record Damage(String name, Consumer<ObjectNode> change) {
+  record Damage(String name, Consumer<ObjectNode> change) {
     @Override
     public String toString() {
       return name;

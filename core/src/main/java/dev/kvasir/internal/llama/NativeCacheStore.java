@@ -1,6 +1,7 @@
 package dev.kvasir.internal.llama;
 
 import dev.kvasir.KvasirException;
+import dev.kvasir.UnsupportedModelException;
 import dev.kvasir.bindings.generated.NativeApi;
 import dev.kvasir.bindings.generated.kvasir_bytes;
 import dev.kvasir.bindings.generated.kvasir_eviction;
@@ -413,7 +414,14 @@ final class NativeCacheStore implements CacheStore {
 
   @Override
   public void recordQueries(int stride) {
-    check(NativeApi.kvasir_moved_record(cache, stride), "record queries");
+    int status = NativeApi.kvasir_moved_record(cache, stride);
+    if (status == NativeApi.KVASIR_UNSUPPORTED()) {
+      throw new UnsupportedModelException(
+          "CachePolicy.foresight() has no path for this session: "
+              + NativeStatus.reason(status)
+              + ". Take another policy, or other devices.");
+    }
+    check(status, "record queries");
   }
 
   @Override

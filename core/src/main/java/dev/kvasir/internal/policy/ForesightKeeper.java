@@ -27,7 +27,6 @@ final class ForesightKeeper {
   private static final float LOSS = 4;
 
   private static final int NONE = -1;
-  private static final BooleanSupplier NEVER = () -> false;
 
   private final CacheStore store;
   private final Foresight policy;
@@ -95,6 +94,10 @@ final class ForesightKeeper {
     }
   }
 
+  private static boolean never() {
+    return false;
+  }
+
   /** Before a prompt, and before it is marked. */
   void beforePrefill() {
     if (asked != NONE) {
@@ -134,7 +137,7 @@ final class ForesightKeeper {
   /** After a prompt, which is not marked any more. */
   void afterPrefill(int length) {
     if (counts.end() < length) {
-      sum(length, NEVER);
+      sum(length, ForesightKeeper::never);
     }
     int stride = policy.statistic().stride();
     fold(stride == 1 ? 1 : stride + 1);
@@ -165,7 +168,7 @@ final class ForesightKeeper {
     }
     int since = length - counts.end();
     if (since >= ForesightBudget.BLOCK || (!decided && length >= policy.minimumTokens())) {
-      sum(length, NEVER);
+      sum(length, ForesightKeeper::never);
       fold(1);
       if (length >= policy.minimumTokens()) {
         choice.announce();

@@ -8,7 +8,7 @@ import java.util.Random;
  * A store in preallocated arrays, without attention: scores and statistics are random. For
  * benchmarks.
  */
-final class ArrayStore implements CacheStore {
+class ArrayStore implements CacheStore {
   private final LayerShape shape;
   private final int layers;
   private final int heads; // KV heads of a layer

@@ -20,6 +20,16 @@ public class FakeStore implements CacheStore {
     double score;
     double[][] buckets = {};
     double[] squares = {}; // by query head of the group, of the moved queries
+
+    Slot copy() {
+      var copy = new Slot();
+      copy.cell = cell;
+      copy.position = position;
+      copy.score = score;
+      copy.buckets = Arrays.stream(buckets).map(double[]::clone).toArray(double[][]::new);
+      copy.squares = squares.clone();
+      return copy;
+    }
   }
 
   /** One KV head. */
@@ -395,21 +405,15 @@ public class FakeStore implements CacheStore {
     bounds = null;
   }
 
-  private record Counted(double score, double[][] buckets, double[] squares) {}
-
   private record Mark(
-      List<List<List<Counted>>> counted,
+      List<List<List<Slot>>> counted,
       int[] bounds,
       int rows,
       List<List<Integer>> recorded,
-      int[] base,
+      List<Integer> base,
       int stride) {}
 
   private Mark mark;
-
-  private static double[][] copy(double[][] buckets) {
-    return Arrays.stream(buckets).map(double[]::clone).toArray(double[][]::new);
-  }
 
   @Override
   public void mark() {
@@ -419,20 +423,13 @@ public class FakeStore implements CacheStore {
                 .map(
                     layer ->
                         Arrays.stream(layer)
-                            .map(
-                                head ->
-                                    head.slots.stream()
-                                        .map(
-                                            s ->
-                                                new Counted(
-                                                    s.score, copy(s.buckets), s.squares.clone()))
-                                        .toList())
+                            .map(head -> head.slots.stream().map(Slot::copy).toList())
                             .toList())
                 .toList(),
             bounds,
             rows,
             recorded.stream().map(List::copyOf).toList(),
-            base.clone(),
+            Arrays.stream(base).boxed().toList(),
             stride);
   }
 
@@ -450,7 +447,7 @@ public class FakeStore implements CacheStore {
     rows = mark.rows;
     for (int l = 0; l < heads.length; l++) {
       recorded.set(l, new ArrayList<>(mark.recorded.get(l)));
-      base[l] = mark.base[l];
+      base[l] = mark.base.get(l);
     }
     stride = mark.stride;
     for (int l = 0; l < heads.length; l++) {
@@ -460,11 +457,11 @@ public class FakeStore implements CacheStore {
         for (int s = 0; s < slots.size(); s++) {
           boolean later = s >= counted.size();
           slots.get(s).score = later ? 0 : counted.get(s).score;
-          slots.get(s).squares = later ? new double[0] : counted.get(s).squares;
+          slots.get(s).squares = later ? new double[0] : counted.get(s).copy().squares;
           slots.get(s).buckets =
               later
                   ? new double[bounds == null ? 0 : rows][bounds == null ? 0 : bounds.length + 1]
-                  : copy(counted.get(s).buckets);
+                  : counted.get(s).copy().buckets;
         }
       }
     }

@@ -20,7 +20,6 @@ import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
-import java.util.function.BooleanSupplier;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -31,10 +30,13 @@ class ForesightKeeperTest {
   private static final int KV_HEADS = 2;
   private static final int GROUP = 2;
   private static final int SINKS = 4;
-  private static final BooleanSupplier NEVER = () -> false;
 
   private final long seed = Seeds.of(ForesightKeeperTest.class);
   private final Random random = new Random(seed);
+
+  private static boolean never() {
+    return false;
+  }
 
   private static Foresight policy(String statistic) {
     return CachePolicy.foresight()
@@ -62,7 +64,7 @@ class ForesightKeeperTest {
   }
 
   /** What is kept, by the definition. */
-  private final class Expected {
+  private static final class Expected {
     final FakeStore store; // for its attention only
     final Foresight policy;
     final List<TreeMap<Integer, Slot>> heads = new ArrayList<>();
@@ -243,7 +245,7 @@ class ForesightKeeperTest {
       if (policy.statistic().reading() || last) {
         expected.sum(expected.length);
       }
-      return manager.afterPart(expected.length, last, NEVER);
+      return manager.afterPart(expected.length, last, ForesightKeeperTest::never);
     }
 
     void decode(int steps) {
@@ -292,7 +294,7 @@ class ForesightKeeperTest {
     var profile = life.manager.lossProfile().orElseThrow();
     assertEquals(290, profile.tokens());
     assertEquals(290 * 50 * 4, profile.bytesAt(1));
-    assertEquals(life.bytes(), profile.bytesAt(0.6), 50 * 4);
+    assertTrue(Math.abs(life.bytes() - profile.bytesAt(0.6)) <= 4 * 50);
     assertTrue(profile.lossAt(0.3) > profile.lossAt(0.6) && profile.lossAt(0.6) > 0);
     life.decode(150);
     life.prefill(90, 50);
@@ -369,7 +371,7 @@ class ForesightKeeperTest {
     var manager = new CacheManager(counting, policy("u").withBudget(0.5), null, new FakeKinds());
     manager.beforePrefill(200);
     store.evaluate(200);
-    manager.afterPart(200, true, NEVER);
+    manager.afterPart(200, true, ForesightKeeperTest::never);
     manager.afterPrefill(new int[200], 0, 200);
     var busy = new ArrayList<Integer>();
     for (int step = 1; step <= 200; step++) {
@@ -448,7 +450,7 @@ class ForesightKeeperTest {
       life.expected.asked = -1;
     }
     life.store.evaluate(60);
-    assertTrue(life.manager.afterPart(before + 60, false, NEVER));
+    assertTrue(life.manager.afterPart(before + 60, false, ForesightKeeperTest::never));
     life.store.evaluate(60);
     if (atLayer < 2) {
       int[] asked = {0};
@@ -525,7 +527,7 @@ class ForesightKeeperTest {
     var manager = new CacheManager(store, policy("u").withBudget(0.5), null, new FakeKinds());
     manager.beforePrefill(60);
     store.evaluate(60);
-    manager.afterPart(60, true, NEVER);
+    manager.afterPart(60, true, ForesightKeeperTest::never);
     manager.afterPrefill(new int[60], 0, 60);
     assertEquals(Set.of("undecided"), manager.report().byPolicy().keySet());
     for (int step = 0; step < 300; step++) {

@@ -12,6 +12,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeSet;
 import org.junit.jupiter.api.Test;
 
@@ -47,7 +48,7 @@ class LossChoiceTest {
     }
   }
 
-  private record Slot(int layer, int head, int slot, float loss, long bytes) {}
+  private record Slot(int head, int slot, float loss, long bytes) {}
 
   private static LayerShape shape(int layer, int heads, long bytes) {
     return new LayerShape(layer, heads, 2, 8, 8, bytes, 1 << 20, false);
@@ -100,9 +101,9 @@ class LossChoiceTest {
   }
 
   /** What stays, by sorting. */
-  private static List<TreeSet<Integer>> reference(
+  private static List<Set<Integer>> reference(
       GivenStore store, int sinks, int end, float[] scale, long budget) {
-    var kept = new ArrayList<TreeSet<Integer>>();
+    var kept = new ArrayList<Set<Integer>>();
     var slots = new ArrayList<Slot>();
     long left = budget;
     for (int l = 0; l < store.layers(); l++) {
@@ -120,7 +121,7 @@ class LossChoiceTest {
           } else {
             float loss = store.score[l][h][s] * scale[p] / bytes;
             loss = Float.isNaN(loss) ? Float.POSITIVE_INFINITY : Math.max(loss, 0) + 0f;
-            slots.add(new Slot(l, kept.size() - 1, s, loss, bytes));
+            slots.add(new Slot(kept.size() - 1, s, loss, bytes));
           }
         }
       }
@@ -136,8 +137,8 @@ class LossChoiceTest {
     return kept;
   }
 
-  private static List<TreeSet<Integer>> chosen(LossChoice choice) {
-    var kept = new ArrayList<TreeSet<Integer>>();
+  private static List<Set<Integer>> chosen(LossChoice choice) {
+    var kept = new ArrayList<Set<Integer>>();
     int from = 0;
     for (int count : choice.counts()) {
       var head = new TreeSet<Integer>();
