@@ -400,7 +400,8 @@ void run_moved(const options & o, llama_model * model, llama_context_params para
     params.n_batch   = params.n_ubatch;
     engine e("kvasir", model, params, true);
     const auto processor = [] { return (double) clock() / CLOCKS_PER_SEC; };
-    for (int32_t r = -1; r < o.repeats; r++) { // the first one warms up
+    for (int32_t r = -1; r < o.repeats; r++) { // the first one warms up, with one micro-batch
+        const int32_t n_tokens = r < 0 ? std::min((int32_t) params.n_ubatch, o.prefill) : o.prefill;
         for (size_t i = 0; i < ways.size(); i++) {
             moved_way & way = ways[(i + (size_t) (r + 1)) % ways.size()];
             llama_memory_clear(llama_get_memory(e.context), true);
@@ -409,8 +410,8 @@ void run_moved(const options & o, llama_model * model, llama_context_params para
                 fail("moved_record");
             }
             const double begin = seconds(), begin_processor = processor();
-            while (e.position < o.prefill) {
-                e.read(std::min((int32_t) params.n_ubatch, o.prefill - e.position), 1);
+            while (e.position < n_tokens) {
+                e.read(std::min((int32_t) params.n_ubatch, n_tokens - e.position), 1);
                 if (way.each) {
                     e.sum_moved();
                 }
