@@ -2,6 +2,7 @@
 
 #include "../error.h"
 #include "cache.h"
+#include "cuda_moved.h"
 
 #include <algorithm>
 #include <cstring>
@@ -83,6 +84,7 @@ cuda_store::cuda_store(gpu & device) : device_(device), stagings_(STAGINGS) {
 cuda_store::~cuda_store() {
     cu().cuCtxSetCurrent(device_.primary()); // the thread that frees a context goes on to free ggml's own buffers
     cu().cuStreamSynchronize(queue_);
+    moved_books_.reset();
     pages_.clear();
     for (staging & s : stagings_) {
         cu().cuEventDestroy(s.used);
@@ -674,6 +676,10 @@ bool cuda_rows::value_norms(int head, int32_t first, int32_t n, float * norms) {
 bool cuda_rows::read_scores(int head, int32_t n, float * scores) {
     fetch("store_scores", head, 0, 0, n, scores, sizeof(float));
     return true;
+}
+
+std::unique_ptr<moved_memory> cuda_rows::moved(layer & l) {
+    return cuda_moved::supports(store_->device_, format_, l.n_head) ? std::make_unique<cuda_moved>(*this, l) : nullptr;
 }
 
 // ---- the statistic ----

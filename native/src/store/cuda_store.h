@@ -28,6 +28,7 @@ struct layer;
 namespace kvasir::cuda {
 
 class cuda_rows;
+class moved_books;
 
 // Device memory that grows; its contents are lost when it does.
 class device_buffer {
@@ -94,6 +95,7 @@ public:
 
 private:
     friend class cuda_rows;
+    friend class cuda_moved;
 
     struct staging {
         void *        host = nullptr;
@@ -125,6 +127,7 @@ private:
     std::vector<cuda_rows *>     rows_;  // by layer of the store
     int32_t                      n_heads_ = 0;
     device_buffer                step_, layers_, scratch_;
+    std::unique_ptr<moved_books> moved_books_; // of moved queries
     uint64_t                     addresses_ = 1, layers_of_ = 0;
 
     std::vector<word>      words_;
@@ -183,6 +186,7 @@ public:
     bool   accumulates() const override { return true; }
     bool   read_scores(int head, int32_t n, float * scores) override;
     bool   value_norms(int head, int32_t first, int32_t n, float * norms) override;
+    std::unique_ptr<moved_memory> moved(layer & l) override;
 
     const std::shared_ptr<cuda_store> & store() const { return store_; }
     layer_pages               pages() const;
@@ -198,6 +202,7 @@ public:
 
 private:
     friend class cuda_store;
+    friend class cuda_moved;
 
     std::shared_ptr<cuda_store> store_;
     page_format                 format_;

@@ -41,7 +41,7 @@ public:
     // above over n_outputs. weights [n_head], or nullptr: 1 / mean squared length. Then sums of outputs are folded ones, and the others are cleared.
     virtual void fold(int64_t n_outputs, const float * weights, int32_t smooth, int n_threads) = 0;
     virtual void clear_sums() = 0;                      // but for what is folded
-    virtual void clear_folded() = 0;
+    virtual void clear_folded() = 0;                    // there is no record, and there are no sums
     virtual void set_sums_aside() = 0;                  // they can be brought back
     virtual void bring_sums_back() = 0;
     virtual void drop_sums_aside() = 0;

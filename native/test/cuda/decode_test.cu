@@ -276,8 +276,19 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     p.lse = d_lse.data();
     p.score_stride = score_stride;
 
+    // queries of some tokens are recorded
+    const size_t entry = (size_t) (n_head * c.dim);
+    device_array<uint16_t> d_record(c.n_stream == 1 ? (size_t) c.n_tokens * entry : 0);
+    std::vector<uint64_t> record_at((size_t) c.n_tokens);
+    for (int32_t i = 0; i < c.n_tokens; i++) {
+        record_at[(size_t) i] = i % 3 == 1 ? 0 : (uint64_t) (uintptr_t) (d_record.data() + (size_t) i * entry);
+    }
+    device_array<uint64_t> d_record_at(record_at);
+    p.record = c.n_stream == 1 ? d_record_at.data() : nullptr;
+
     const auto step = [&] {
         CUDA(cudaMemset(d_out.data(), 0xff, d_out.size() * 4));
+        CUDA(cudaMemset(d_record.data(), 0xff, d_record.size() * 2));
         library.launch("plan", dim3(1, PLAN_CTAS), PLAN_THREADS, plan_shared((int32_t) shape.grid, heads * shape.n_pass), plan);
         library.launch(shape.kernel, dim3(shape.grid), shape.block, shape.shared, p);
         CUDA(cudaDeviceSynchronize());
@@ -292,6 +303,14 @@ outcome run(kernel_library & library, const test_case & c, const cudaDeviceProp 
     const auto again = step();
     if (memcmp(again.first.data(), out.data(), out.size() * 4) || memcmp(again.second.data(), scores.data(), scores.size() * 4)) {
         return {1, 1, "two runs differ"};
+    }
+    const std::vector<uint16_t> record = d_record.get();
+    for (size_t i = 0; i < record.size(); i++) {
+        const size_t token = i / entry, head = i % entry / (size_t) c.dim, e = i % (size_t) c.dim;
+        const uint16_t want = record_at[token] ? __half_as_ushort(__float2half_rn(queries[(head * (size_t) c.n_tokens + token) * (size_t) c.dim + e])) : 0xffff;
+        if (record[i] != want) {
+            return {1, 1, "the recorded query of token " + std::to_string(token) + ", head " + std::to_string(head) + " is wrong at element " + std::to_string(e)};
+        }
     }
     // only what was appended, and scores, may have changed
     size_t wrong = 0, first_wrong = 0;

@@ -524,6 +524,16 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                     }
                 }
             }
+            if (p.record && begin == 0 && warp == n_warp - 1) { // one CTA of each head begins there
+                if (const uint64_t entry = g < n_here ? __ldg(p.record + token_of(g)) : 0) {
+                    uint16_t * const to = (uint16_t *) entry + head_of(g) * D + t * STEP;
+#pragma unroll
+                    for (int k = 0; k < KT; k++) {
+                        *(uint2 *) (to + k / PRODUCTS * 4 * STEP + k % PRODUCTS * 4) = make_uint2(pack(raw[k].x, raw[k].y), pack(raw[k].z, raw[k].w));
+                    }
+                }
+                __syncwarp(); // lanes may have parted
+            }
 #pragma unroll
             for (int k = 0; k < KT; k++) {
                 q[k] = scaled(raw[k], g < n_here);
@@ -548,6 +558,11 @@ template <int TK, int TV, int D, int NT> __device__ __forceinline__ void decode(
                     }
                 }
                 queries[i] = scaled(x, column < n_here);
+                if (p.record && begin == 0 && column < n_here) { // one CTA of each head begins there
+                    if (const uint64_t entry = __ldg(p.record + token_of(column))) {
+                        *(uint2 *) ((uint16_t *) entry + head_of(column) * D + e) = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
+                    }
+                }
             }
             done_by_hand();
         }

@@ -104,6 +104,7 @@ struct decode_params {
     const float *          turn_q;  // rotary_params' table for queries, [n_stream][n_tokens], and for rows of K, [n_append]; none: they are turned already
     const float *          turn_k;
     int32_t                halves;
+    const uint64_t *       record;  // [n_tokens] addresses where queries go, f16 [n_head][dim], turned; 0: a token's do not; none: nobody's. One stream
     void *                 exchange;
     float *                scores;  // as in decode_layer
     float *                lse;

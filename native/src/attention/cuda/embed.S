@@ -12,5 +12,6 @@ KVASIR_EMBED(words)
 KVASIR_EMBED(store)
 KVASIR_EMBED(prefill)
 KVASIR_EMBED(statistic)
+KVASIR_EMBED(moved)
 KVASIR_EMBED(decode)
     .section .note.GNU-stack,"",@progbits

@@ -1,5 +1,5 @@
 #include "statistic.h"
-#include "tile.cuh"
+#include "keys.cuh"
 
 namespace kvasir::cuda {
 namespace {
@@ -11,34 +11,6 @@ __device__ __forceinline__ int32_t bucket_of(const statistic_params & p, int32_t
         b += __popc(__ballot_sync(~0u, i + lane < n_bounds && p.bounds[i + lane] <= distance));
     }
     return b;
-}
-
-// K of SLOTS slots from slot0 on as halves; what lies behind the head's last page becomes zero
-template <int D, int SLOTS, int ROW> __device__ __forceinline__ void load_keys(const layer_pages & pages, int32_t head, int32_t slot0, int32_t n, char * tile) {
-    const int32_t * table = pages.table + (size_t) head * pages.table_stride + slot0 / PAGE_SLOTS;
-    const bool quantized = D % Q8_BLOCK == 0 && pages.format.type_k == Q8_0;
-    const char * page[SLOTS / PAGE_SLOTS];
-    #pragma unroll
-    for (int i = 0; i < SLOTS / PAGE_SLOTS; i++) {
-        page[i] = slot0 + i * PAGE_SLOTS < n ? pages.pool + (size_t) table[i] * pages.format.bytes : nullptr;
-    }
-    #pragma unroll
-    for (int i = 0; i < SLOTS / PAGE_SLOTS; i++) {
-        #pragma unroll
-        for (int j = 0; j < PAGE_SLOTS * (D / 8) / STATISTIC_THREADS; j++) {
-            const int x = threadIdx.x + j * STATISTIC_THREADS, r = x / (D / 8), c = x % (D / 8);
-            char * const to = tile + (i * PAGE_SLOTS + r) * ROW + c * 16;
-            if (!page[i]) {
-                *(uint4 *) to = make_uint4(0, 0, 0, 0);
-            } else if (!quantized) {
-                copy_16(shared_address(to), page[i] + x * 16);
-            } else {
-                const __half d = *(const __half *) (page[i] + pages.format.k_scale + r * (D / Q8_BLOCK * 2) + c / 4 * 2);
-                *(uint4 *) to = unpack_8(*(const uint2 *) (page[i] + x * 8), __half2half2(d));
-            }
-        }
-    }
-    copy_commit();
 }
 
 // WM: fragments of 16 slots of a warp
@@ -75,7 +47,7 @@ template <int D, int WM> __device__ __forceinline__ void run(const statistic_par
             }
             const int32_t slot0 = item * SLOTS, own0 = slot0 + warp * 16 * WM; // of the CTA, of the warp
             __syncthreads();
-            load_keys<D, SLOTS, ROW>(a.pages, head, slot0, n, shared);
+            load_keys<D, SLOTS, ROW, STATISTIC_THREADS>(a.pages, head, slot0, n, shared);
             const bool any = own0 < n;
             char * const page = any ? a.pages.pool + (size_t) a.pages.table[(size_t) head * a.pages.table_stride + own0 / PAGE_SLOTS] * f.bytes : nullptr; // all of a warp's slots lie in it
             copy_wait<0>();

@@ -9,13 +9,13 @@
 
 #if defined(KVASIR_CUDA)
 // the fat binaries of attention/cuda
-extern "C" const char kvasir_cuda_words[], kvasir_cuda_store[], kvasir_cuda_prefill[], kvasir_cuda_statistic[], kvasir_cuda_decode[];
+extern "C" const char kvasir_cuda_words[], kvasir_cuda_store[], kvasir_cuda_prefill[], kvasir_cuda_statistic[], kvasir_cuda_moved[], kvasir_cuda_decode[];
 #endif
 
 namespace kvasir::cuda {
 
 // which kernels are in which module, by the beginnings of their names; the last one has all others
-constexpr const char * MODULE_KERNELS[MODULES] = {"write_words", "store_", "prefill_ mask_views", "statistic_", ""};
+constexpr const char * MODULE_KERNELS[MODULES] = {"write_words", "store_", "prefill_ mask_views", "statistic_", "moved_", ""};
 
 static bool starts_with_any(const char * name, const char * beginnings) {
     for (const char * b = beginnings; *b;) {
@@ -72,7 +72,7 @@ gpu::gpu(int index) {
     check(d.cuDeviceTotalMem(&total_memory_, id_), "the memory of the CUDA device");
     check(d.cuDevicePrimaryCtxRetain(&context_, id_), "the device's CUDA context");
     current_context current(context_);
-    const char * binaries[MODULES] = {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_decode};
+    const char * binaries[MODULES] = {kvasir_cuda_words, kvasir_cuda_store, kvasir_cuda_prefill, kvasir_cuda_statistic, kvasir_cuda_moved, kvasir_cuda_decode};
     for (size_t m = 0; m < MODULES; m++) {
         check(d.cuModuleLoadData(&modules_[m], binaries[m]), "Kvasir's CUDA kernels");
     }

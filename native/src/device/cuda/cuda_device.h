@@ -11,7 +11,7 @@
 
 namespace kvasir::cuda {
 
-constexpr size_t MODULES = 5; // files of kernels
+constexpr size_t MODULES = 6; // files of kernels
 
 // Makes a device's context the calling thread's for as long as it lives. It is the primary context, which ggml uses too.
 class current_context {

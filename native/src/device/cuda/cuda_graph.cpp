@@ -1,6 +1,7 @@
 #include "cuda_graph.h"
 
 #include "../../error.h"
+#include "../../store/cuda_moved.h"
 #include "../kv_buffer.h"
 #include "../mask.h"
 
@@ -394,6 +395,36 @@ void cuda_graph::fill_step(const inputs & host) {
             }
             *(int32_t *) (step_.data() + op.open_at) = open;
         }
+        if (recording_) {
+            fill_record(op);
+        }
+    }
+}
+
+// The tokens whose queries are recorded: a list of them for a kernel of its own, or where the decode kernel puts each one's.
+void cuda_graph::fill_record(operation & op) {
+    layer &       l = *op.l;
+    const int32_t n_queries = op.attention.n_tokens * op.attention.n_stream;
+    const bool    few = op.shape.kernel[0] != 0;
+    op.n_record  = 0;
+    op.record_at = add((size_t) n_queries * (few ? sizeof(uint64_t) : sizeof(int32_t)));
+    if (l.query_pos.size() != (size_t) n_queries) {
+        throw error(KVASIR_UNSUPPORTED, format("moved queries of layer %d: its queries have no known positions", l.il));
+    }
+    l.moved->attention = {op.attention.scale, op.attention.softcap, op.attention.max_bias, op.attention.sinks};
+    if (!l.moved->begin_record(l.query_pos.data(), n_queries)) {
+        return;
+    }
+    const std::vector<int32_t> & tokens = l.moved->tokens();
+    op.first_entry = l.moved->first_entry();
+    if (!few) {
+        op.n_record = (int32_t) tokens.size();
+        std::copy(tokens.begin(), tokens.end(), (int32_t *) (step_.data() + op.record_at));
+        return;
+    }
+    const auto & memory = static_cast<const cuda_moved &>(*l.moved->memory());
+    for (size_t i = 0; i < tokens.size(); i++) {
+        ((uint64_t *) (step_.data() + op.record_at))[tokens[i]] = memory.entry(op.first_entry + (int32_t) i);
     }
 }
 
@@ -560,11 +591,18 @@ void cuda_graph::launch_few(operation & op) {
         p.lse    = (float *) scores_.at(op.lse_at);
         p.score_stride = op.score_stride;
     }
+    p.record = recording_ ? (const uint64_t *) (store_->step() + op.record_at) : nullptr;
     gpu_->launch_together(store_->queue(), op.shape.kernel, op.shape.grid, op.shape.block, op.shape.shared, p);
 }
 
 void cuda_graph::launch_many(operation & op) {
     attention_params & a = op.attention;
+    if (recording_ && op.n_record > 0) {
+        const auto & memory = static_cast<const cuda_moved &>(*op.l->moved->memory());
+        const moved_record_params p{a.q, a.q_token_bytes, a.q_head_bytes, (const int32_t *) (store_->step() + op.record_at), (uint16_t *) memory.entry(op.first_entry), a.n_head,
+                                    op.rows->format().dim_k};
+        start(moved_record_launch(op.n_record), p);
+    }
     if (op.mask >= 0) {
         seen_mask & m = masks_[(size_t) op.mask];
         uint8_t * views = (uint8_t *) views_.at(m.views_at);
@@ -785,18 +823,23 @@ void cuda_graph::settle_addresses() {
 
 ggml_status cuda_graph::begin(ggml_cgraph * graph) {
     between_ = nullptr;
-    begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0] && operations_.front().l->cache->statistic_on == statistic_;
+    begun_ = graph->uid != 0 && graph->uid == uid_ && operations_.front().shape.kernel[0] && operations_.front().l->cache->statistic_on == statistic_ &&
+             operations_.front().l->moved->recording() == recording_;
     return begun_ ? run_segment(graph, 0, false) : GGML_STATUS_SUCCESS;
 }
 
 ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_node> & found, const inputs & host, const between & compute_between) {
     between_ = &compute_between;
     begun_   = begun_ && !compute_between; // another graph than the one that began
-    const bool statistic = found.front().l->cache->statistic_on, tracked = tracking_;
-    const bool again     = graph->uid != 0 && graph->uid == uid_ && statistic == statistic_;
+    const bool statistic = found.front().l->cache->statistic_on, recording = found.front().l->moved->recording(), tracked = tracking_;
+    const bool again     = graph->uid != 0 && graph->uid == uid_ && statistic == statistic_ && recording == recording_;
     if (!again) {
         uid_       = 0; // until all is described
         statistic_ = statistic;
+        if (recording != recording_) {
+            drop_capture(); // it has where queries go, or that they are not recorded
+            recording_ = recording;
+        }
         describe(graph, found);
         uid_ = graph->uid;
     }

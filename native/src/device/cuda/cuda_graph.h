@@ -61,7 +61,9 @@ private:
         int32_t       rotary = -1;    // of rotaries_, theirs
         decode_shape  shape{};        // kernel "": many queries
         attention_params attention{};
-        size_t        tokens_at = 0, slots_at = 0, pos_at = 0, open_at = 0; // in the step
+        size_t        tokens_at = 0, slots_at = 0, pos_at = 0, open_at = 0, record_at = 0; // in the step
+        int32_t       n_record = 0;   // tokens whose queries a kernel of its own records
+        int32_t       first_entry = 0;
         int32_t       mask = -1;      // of masks_
         bool          mask_stays = true; // a later operation has the same one, or there is none
         size_t        segments_at = 0, scores_at = 0, lse_at = 0;
@@ -98,7 +100,7 @@ private:
     std::vector<std::vector<ggml_tensor *>> segments_nodes_; // what ggml computes before each operation, and after the last
     std::vector<char>      step_;            // uploaded before the graph runs
     size_t                 track_at_ = 0;
-    bool                   tracking_ = false, statistic_ = false;
+    bool                   tracking_ = false, statistic_ = false, recording_ = false;
 
     const between * between_ = nullptr;       // of the graph that is computed
     bool       begun_ = false;                // the first segment of this graph is on its way
@@ -122,6 +124,7 @@ private:
     bool share_rotary(operation & op, const ggml_tensor * rope);
     static void read(seen_mask & mask, const inputs & host);
     void fill_step(const inputs & host);
+    void fill_record(operation & op);
     size_t add(size_t bytes);                // room in the step
     bool grow(device_buffer & buffer, size_t bytes, bool zero = false);
     void settle_addresses();
