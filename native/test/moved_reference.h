@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,7 @@ private:
     std::map<const ggml_tensor *, std::vector<char>> copies_; // what nodes were when they had been computed
     std::map<std::string, std::vector<int64_t>>      cells_;  // of the tokens written last, by the cache's name
     std::map<std::string, std::vector<int32_t>>      pos_of_cell_;
+    std::set<std::string>                            unread_; // caches that have been written since an attention was over them
 
     static bool is_view(ggml_op op) {
         return op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
@@ -88,6 +90,7 @@ private:
                 exit(1);
             }
             memcpy(cells.data(), bytes.data(), bytes.size());
+            unread_.insert(root(node)->name);
         } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
             take_attention(node);
         } else if (!node->view_src) {
@@ -115,6 +118,9 @@ private:
         if (!number) {
             fprintf(stderr, "an attention over %s\n", root(k)->name);
             exit(1);
+        }
+        if (unread_.erase(root(k)->name) == 0) {
+            return; // another layer's over the same rows: what counts is the first one
         }
         layer & l = layers[(int32_t) strtol(number + 3, nullptr, 10)];
         l.n_head    = (int32_t) q->ne[2];

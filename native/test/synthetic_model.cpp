@@ -373,6 +373,9 @@ void synthetic_model::write(const std::string & path) const {
         w.number("attention.value_length_swa", head_dim_swa);
         w.number("rope.dimension_count_swa", head_dim_swa);
         w.number("embedding_length_per_layer_input", 0);
+        if (n_shared_kv > 0) {
+            w.number("attention.shared_kv_layers", n_shared_kv);
+        }
         w.tensor("rope_freqs.weight", 0.1f, head_dim / 2, 1, 1, 1.0f);
     } else if (a == "gpt-oss") {
         w.number("attention.sliding_window", n_swa);

@@ -14,6 +14,7 @@ struct synthetic_model {
     int32_t n_swa = 0;
     int32_t head_dim_swa = 0; // gemma4: of its layers with a sliding window, every other one from the first on
     int32_t latent = 64, rope_dim = 32; // deepseek2: a latent row is both together, V its first part
+    int32_t n_shared_kv = 0;                 // gemma4: of the last layers, that attend over rows of others
     int32_t rotary_dim = 0;                  // stablelm: elements of a head that are turned
     bool     yarn = false, rope_factors = false; // llama: rotary positions of a context made longer, and with frequencies divided one by one
     float    sink = 7.0f; // what the logits of attention sinks are spread around: as much as a few dozen ordinary keys weigh together
