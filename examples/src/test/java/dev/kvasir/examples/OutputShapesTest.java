@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
+import dev.kvasir.cache.LossProfile;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -51,6 +52,32 @@ class OutputShapesTest {
 
     var piped = CommandLineRun.onModel(Texts.harbour(1000), "profile", "-f", "-", "--json", "-");
     assertEquals(profile, JSON.readTree(piped.out()));
+  }
+
+  @Test
+  void profileOfLosses() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(3000)).toString();
+    var file = directory.resolve("losses.json");
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "profile",
+            "-f",
+            text,
+            "--kv-policy",
+            "foresight",
+            "--kv-budget",
+            "25%",
+            "--json",
+            file.toString());
+    assertEquals(0, run.exitCode(), run::err);
+    // a header, a row per head, the map, the budgets, the summary
+    assertTrue(run.out().lines().count() > 90 + 6, run::out);
+    assertTrue(run.out().contains("budget 25.0% of"), run::out);
+    var profile = LossProfile.load(file);
+    assertEquals(0.25, profile.budget());
+    assertEquals(90, profile.heads().size());
+    assertTrue(profile.lossAt(0.5) < profile.lossAt(0.25), run::out);
   }
 
   @Test

@@ -3,7 +3,7 @@ package dev.kvasir.examples.chat;
 import dev.kvasir.KvasirException;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.StopReason;
-import dev.kvasir.cache.Full;
+import dev.kvasir.cache.FastGen;
 import dev.kvasir.examples.options.CacheArguments;
 import dev.kvasir.examples.options.ContextArguments;
 import dev.kvasir.examples.options.ModelArguments;
@@ -120,10 +120,10 @@ public final class ChatCommand implements Callable<Integer> {
             .withSystemPrompt(systemPrompt)
             .withMaxTokens(Math.max(0, maxTokens));
     if (saveProfile != null) {
-      if (options.cachePolicy() instanceof Full) {
+      if (!(options.cachePolicy() instanceof FastGen)) {
         throw new ParameterException(
             command.commandLine(),
-            "--kv-save-profile needs --kv-policy fastgen: a full cache is not profiled");
+            "--kv-save-profile needs --kv-policy fastgen: other policies do not choose by such a profile");
       }
       var directory = saveProfile.toAbsolutePath().getParent();
       if (directory == null || !Files.isDirectory(directory)) {

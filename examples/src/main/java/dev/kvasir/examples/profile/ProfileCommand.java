@@ -1,6 +1,10 @@
 package dev.kvasir.examples.profile;
 
+import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
+import dev.kvasir.cache.LossProfile;
+import dev.kvasir.cache.Profile;
 import dev.kvasir.examples.options.CacheArguments;
 import dev.kvasir.examples.options.ContextArguments;
 import dev.kvasir.examples.options.ModelArguments;
@@ -55,11 +59,15 @@ public final class ProfileCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var options = cache.over(context.over(session.options()));
-    if (!(options.cachePolicy() instanceof FastGen fastgen) || options.profile() != null) {
-      throw new ParameterException(
-          command.commandLine(),
-          "profile makes a FastGen profile: other --kv-policy and --kv-profile have no meaning here");
-    }
+    int least =
+        switch (options.cachePolicy()) {
+          case FastGen fastgen when options.profile() == null -> fastgen.minimumTokens();
+          case Foresight foresight -> foresight.minimumTokens();
+          default ->
+              throw new ParameterException(
+                  command.commandLine(),
+                  "profile makes a profile: --kv-policy full or none and --kv-profile have no meaning here");
+        };
     if (json != null
         && !toStandardOutput()
         && !Files.isDirectory(json.toAbsolutePath().resolveSibling("."))) {
@@ -73,36 +81,64 @@ public final class ProfileCommand implements Callable<Integer> {
             loaded.newSession(
                 options.withPrefillListener((done, total) -> bar.update(done, total)))) {
       var tokens = loaded.tokenize(text, true, false);
-      if (tokens.length < fastgen.minimumTokens()) {
+      if (tokens.length < least) {
         throw new CommandFailure(
             "The text has %d tokens, too few to judge heads by; a profile needs %d."
-                .formatted(tokens.length, fastgen.minimumTokens()));
+                .formatted(tokens.length, least));
       }
       opened.evaluate(tokens);
       bar.clear();
-      var profile = opened.profile().orElseThrow();
-      if (json != null && toStandardOutput()) {
-        streams.out().println(profile.toJson());
-        return 0;
+      if (options.cachePolicy() instanceof Foresight) {
+        show(opened.lossProfile().orElseThrow(), opened.cacheReport());
+      } else {
+        show(opened.profile().orElseThrow(), opened.cacheReport());
       }
-      if (json != null) {
-        profile.save(json);
-      }
+      return 0;
+    }
+  }
+
+  private void show(Profile profile, CacheReport report) {
+    if (json != null && !toStandardOutput()) {
+      profile.save(json);
+    }
+    if (!inPlaceOfTheTable(profile.toJson())) {
       var out = streams.out();
       out.print(ProfileTable.heads(profile));
-      out.println();
-      out.print(
-          new HeadMap(
-                  opened.cacheReport(),
-                  100,
-                  streams.outTerminal() && System.getenv("NO_COLOR") == null)
-              .render());
-      out.println();
+      showMap(report);
       out.print(ProfileTable.targets(profile));
       out.println();
       out.print(ProfileTable.summary(profile));
-      return 0;
     }
+  }
+
+  private void show(LossProfile profile, CacheReport report) {
+    if (json != null && !toStandardOutput()) {
+      profile.save(json);
+    }
+    if (!inPlaceOfTheTable(profile.toJson())) {
+      var out = streams.out();
+      out.print(LossTable.heads(report));
+      showMap(report);
+      out.print(LossTable.budgets(profile));
+      out.println();
+      out.print(LossTable.summary(profile, report));
+    }
+  }
+
+  /** Writes the JSON to standard output, if it is wanted there. */
+  private boolean inPlaceOfTheTable(String text) {
+    if (toStandardOutput()) {
+      streams.out().println(text);
+    }
+    return toStandardOutput();
+  }
+
+  private void showMap(CacheReport report) {
+    var out = streams.out();
+    boolean colours = streams.outTerminal() && System.getenv("NO_COLOR") == null;
+    out.println();
+    out.print(new HeadMap(report, 100, colours).render());
+    out.println();
   }
 
   private boolean toStandardOutput() {
