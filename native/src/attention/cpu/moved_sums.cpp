@@ -55,7 +55,7 @@ void plan(const moved_sums_node & node, moved_job & job, std::vector<moved_unit>
     }
     job.n_slots = round_up(most, slot_block);
     const size_t query_bytes = (size_t) job.n_slots * sizeof(float);
-    job.tile = std::min(query_tile, round_up(longest, 16));
+    job.tile = std::clamp(round_up(longest, 16), 16, query_tile);
     while (job.tile > 16 && (size_t) job.tile * query_bytes > kept_bytes) {
         job.tile = round_up(job.tile / 2, 16);
     }
