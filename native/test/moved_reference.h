@@ -307,7 +307,13 @@ struct moved_expected {
         for (size_t g = 0; g < (size_t) group; g++) {
             std::copy_n(old_p.begin() + (ptrdiff_t) (g * before), before, p.begin() + (ptrdiff_t) (g * held.size()));
             std::copy_n(old_squares.begin() + (ptrdiff_t) (g * before), before, squares.begin() + (ptrdiff_t) (g * held.size()));
+            for (size_t s = 0; s < before; s++) {
+                if (held[s] != held_[s]) { // another token has come there
+                    p[g * held.size() + s] = squares[g * held.size() + s] = 0;
+                }
+            }
         }
+        held_ = held;
         output.resize((size_t) group * (size_t) l.dv);
         length2.resize((size_t) group);
         for (int32_t pos = base; pos < end; pos++) {
@@ -329,6 +335,8 @@ struct moved_expected {
     }
 
 private:
+    std::vector<int32_t> held_; // when queries were added last
+
     void add_query(const moved_reference::layer & l, int32_t kv_head, int32_t g, const std::vector<int32_t> & held, int32_t pos, int32_t begin, int32_t end, int32_t at,
                    int32_t window, bool outputs) {
         const auto   h = (size_t) (kv_head * (l.n_head / l.n_head_kv) + g), dk = (size_t) l.dk, dv = (size_t) l.dv;

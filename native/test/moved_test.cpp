@@ -270,6 +270,11 @@ void test_sums() {
             }
             check_sums(s.name, m, params, p, 1e-3);
         }
+        if (is("sinks, sliding window of 96")) { // whose cells are used again as soon as the window has left them
+            llama_context_params ring = params;
+            ring.swa_full = false;
+            check_sums("  in a ring of cells", m, ring, PATTERNS[software ? 0 : 2], 1e-3);
+        }
     }
 }
 
@@ -494,7 +499,7 @@ void test_no_trace() {
         shape.n_layer = 2;
         model_file m(shape);
         for (const int32_t stride : {1, 4}) {
-            if (software && (stride == 1) == (type == GGML_TYPE_F16)) {
+            if (software && (stride != 1 || type == GGML_TYPE_F16)) {
                 continue;
             }
             twins t(m, type, stride);
@@ -522,6 +527,9 @@ void test_no_trace() {
             t.sum_both("after micro-batches that were aborted");
             t.both(20);
             for (const int32_t n : {1, 70}) { // a step; several micro-batches
+                if (software && n == 70) {
+                    continue;
+                }
                 for (const bool summed : {false, true}) {
                     OK(kvasir_cache_mark(c.cache, 1));
                     c.decode(random_tokens((size_t) n, 77), t.pos());
@@ -589,6 +597,9 @@ void test_limit() {
     shape.n_layer = 2;
     model_file m(shape);
     for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+        if (software && type == GGML_TYPE_F16) {
+            continue;
+        }
         twins     t(m, type, 1);
         context & c = t.one();
         const kvasir_bytes empty = bytes_of(c);
