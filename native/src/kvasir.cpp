@@ -113,7 +113,7 @@ void require_intercepted(const construction & made) {
             throw error(KVASIR_UNSUPPORTED, format("layer %d has %s cache only", l->il, l->k.tensor ? "a K" : "a V"));
         }
         if (!l->configured()) {
-            throw error(KVASIR_NOT_INTERCEPTED, format("no flash attention over the cache of layer %d was seen", l->il));
+            throw error(KVASIR_NOT_INTERCEPTED, format("no attention over the cache of layer %d was seen", l->il));
         }
     }
 }

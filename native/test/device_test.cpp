@@ -190,11 +190,57 @@ struct sums {
     std::vector<float> buckets, recent, scores;
 };
 
+sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params);
+void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance);
+
 // the share of all weights that may lie elsewhere: K and Q are rounded to f16 here, and activations on the way here
 const double WEIGHTS_ELSEWHERE = 0.01;
 
-sums statistic(context & c, int32_t rows, const kvasir_statistic_params & params);
-void compare_sums(const char * what, const std::vector<float> & a, const std::vector<float> & b, double tolerance);
+// The attention that llama.cpp has without flash, taken over as one. Kernels of ours are for flash attention.
+void test_plain_attention() {
+    synthetic_model shape;
+    shape.arch = "grok"; shape.n_head = 4; shape.head_dim = 128; shape.n_embd = 512; shape.n_layer = 2; // soft-capped, for which ggml-cuda has few head dims
+    model_file m(shape);
+    llama_context_params params = context_params();
+    if (refused(m, params, "plain attention", shape.head_dim, 2, 2.0f)) {
+        return;
+    }
+    cpu_model  cpu(m);
+    const auto on_host = [&](ggml_type type) {
+        llama_context_params p = params;
+        p.type_k = p.type_v = type;
+        context c(cpu.model, p, true, NATIVE);
+        return steps(c);
+    };
+    context      plain(m.stock, params, false), over_store(m.ours, params, true, path);
+    const auto   stock = steps(plain), ours = steps(over_store), f16 = on_host(GGML_TYPE_F16);
+    // llama.cpp rounds queries and weights to f16 on the CPU, and elsewhere as its device does
+    const double types = mean_kl(f16, on_host(GGML_TYPE_BF16), shape.n_vocab), device_only = mean_kl(f16, stock, shape.n_vocab), kl = mean_kl(stock, ours, shape.n_vocab);
+    kvasir_layer_info info;
+    CHECK(kvasir_cache_layer(over_store.cache, 1, &info) == KVASIR_OK && info.attention == PORTABLE && device_name == info.device, "layer 1: %s, path %d", info.device, info.attention);
+    printf("  KL %.2e (between f16 and bf16 %.2e, llama.cpp to the CPU's kernels %.2e)\n", kl, types, device_only);
+    CHECK(kl < types + device_only, "KL %.3e, between f16 and bf16 %.3e, llama.cpp to the CPU's kernels %.3e", kl, types, device_only);
+    context    reduced(m.ours, params, true, path), reduced_on_host(cpu.model, params, true, NATIVE);
+    const auto run = [&](context & c) {
+        c.decode(random_tokens(200, 11), 0);
+        evict_randomly(c.cache, 5, 0.3);
+        auto logits = c.decode(random_tokens(30, 12), 200);
+        for (int32_t i = 0; i < 6; i++) { // llama.cpp reuses its graph
+            const auto row = c.decode({(llama_token) (40 + i)}, 230 + i);
+            logits.insert(logits.end(), row.begin(), row.end());
+        }
+        return logits;
+    };
+    const double evicted = mean_kl(run(reduced_on_host), run(reduced), shape.n_vocab);
+    printf("  evicted: KL to the CPU's kernels %.2e\n", evicted);
+    CHECK(evicted < types + device_only, "KL %.3e over the same sets, between f16 and bf16 %.3e", evicted, types);
+    const int32_t bounds[] = {1, 16, 100};
+    const kvasir_statistic_params counted = {bounds, 3, 250, 0};
+    context counting(m.ours, params, true, path), counting_on_host(cpu.model, params, true, NATIVE);
+    const sums x = statistic(counting, 1, counted), y = statistic(counting_on_host, 1, counted);
+    compare_sums("buckets", x.buckets, y.buckets, WEIGHTS_ELSEWHERE);
+    compare_sums("scores", x.scores, y.scores, WEIGHTS_ELSEWHERE);
+}
 
 // Layers of one device, and of one graph, whose heads have different dims: where there are kernels for one of them only, layers of
 // both paths stand side by side.
@@ -1120,7 +1166,7 @@ int main(int argc, char ** argv) {
         std::function<void()> run;
         bool                  portable_only; // ggml's nodes, and the sizes and failures of its buffers
     };
-    const test tests[] = {{"shapes", test_shapes, false}, {"head dims", test_head_dims, false}, {"latent", test_latent, true}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
+    const test tests[] = {{"shapes", test_shapes, false}, {"head dims", test_head_dims, false}, {"latent", test_latent, true}, {"plain attention", test_plain_attention, false}, {"types", test_types, false}, {"sequences", test_sequences, false}, {"eviction", test_eviction, false},
                           {"state", test_state, false}, {"truncate", test_truncate, false}, {"rewritten", test_rewritten, false}, {"random", test_random, false}, {"inputs", test_inputs, false}, {"nodes", test_nodes, true}, {"memory", test_memory, true},
                           {"out of memory", test_out_of_memory, true}, {"limit", test_limit, false}, {"captures", test_captures, false},
                           {"fetch", test_fetch, false}, {"statistic", test_statistic, false}, {"taken back", test_taken_back, false}, {"copied", test_copied, false}, {"buffers", test_buffers, false}, {"missed", test_missed, false}, {"split", test_split, false}};

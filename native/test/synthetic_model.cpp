@@ -423,6 +423,9 @@ void synthetic_model::write(const std::string & path) const {
         w.number("expert_count", N_EXPERT);
         w.number("expert_used_count", N_EXPERT);
         w.number("expert_feed_forward_length", n_ff);
+        w.real("embedding_scale", 1.0f);
+        w.real("attention.output_scale", 0.5f);
+        w.real("attn_logit_softcapping", 2.0f); // of scores that reach it
     } else if (a == "mamba") {
         w.number("ssm.conv_kernel", CONV);
         w.number("ssm.inner_size", 2 * n_embd);

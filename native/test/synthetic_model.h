@@ -5,7 +5,7 @@
 #include <string>
 
 struct synthetic_model {
-    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; grok: plain attention only; mamba: no attention;
+    const char * arch = "llama"; // llama; gemma2: soft-capped, sliding window; mpt: ALiBi; gpt-oss: sinks, sliding window; deepseek2: latent attention; grok: soft-capped, llama.cpp's plain attention only; mamba: no attention;
     // stablelm: rotary positions of a part of each head; hunyuan-dense: norms behind RoPE;
     // gemma4: two head dims; smollm3: every fourth layer without rotary positions;
     // hybrids of attention and a recurrent state: granitehybrid, nemotron_h, falcon-h1, qwen3next, qwen35

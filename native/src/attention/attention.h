@@ -63,7 +63,7 @@ struct statistic {
     size_t  capacity = 0;             // stride of head_store::buckets / recent
 };
 
-// One FLASH_ATTN_EXT node over the store. Shapes follow ggml_flash_attn_ext: q [dk, n_tokens, n_head, n_stream] f32,
+// One attention over the store. Shapes follow ggml_flash_attn_ext: q [dk, n_tokens, n_head, n_stream] f32,
 // mask [n_kv, >= n_tokens, 1 or n_head, 1 or n_stream] f16 or none, out [dv, n_head, n_tokens, n_stream] f32.
 struct attention_node {
     row_format    k, v;

@@ -29,6 +29,12 @@ kvasir_cache * cache_of(const ggml_tensor * node) {
     return nullptr;
 }
 
+bool found_node::by_element() const { return rows && !rows->is_k && l->transposed; }
+
+int64_t found_node::n_tokens() const {
+    return !rows ? attention.q->ne[1] : by_element() ? node->src[0]->ne[1] / rows->tensor->ne[0] : node->src[0]->ne[1];
+}
+
 graph_refusal & refused_graph() {
     static thread_local graph_refusal refusal;
     return refusal;
@@ -83,12 +89,13 @@ static ggml_backend_t inner_backend(ggml_backend_dev_t device) {
     throw error(KVASIR_FAILED, format("a layer on %s is first seen when its context is already made", device->iface.get_name(device)));
 }
 
-// Layers on the CPU have kernels of ours over host memory, those on NVIDIA GPUs over pages of device memory. Everything else, and these
-// when they are asked to, takes the portable path.
-static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_k, int32_t dim_v, bool latent, std::string & reason) {
+// Layers on the CPU have kernels of ours over host memory, those on NVIDIA GPUs over pages of device memory, but for plain attention.
+// Everything else, and these when they are asked to, takes the portable path.
+static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_k, int32_t dim_v, bool latent, bool plain, std::string & reason) {
     const bool native = is_cpu(l.device) && l.cache->attention == KVASIR_ATTENTION_NATIVE;
     const int  n      = l.n_stream * n_head_kv;
-    l.attention = native ? KVASIR_ATTENTION_NATIVE : KVASIR_ATTENTION_PORTABLE;
+    l.attention  = native ? KVASIR_ATTENTION_NATIVE : KVASIR_ATTENTION_PORTABLE;
+    l.transposed = plain;
     l.k.format  = rows_format(l.k.tensor->type, dim_k, /*tiled =*/ native && !latent);
     l.v.format  = latent ? rows_part(l.k.format, dim_v) : rows_format(l.v.tensor->type, dim_v, /*tiled =*/ false);
     if (native) {
@@ -102,7 +109,7 @@ static bool configure(layer & l, int32_t n_head, int32_t n_head_kv, int32_t dim_
     std::string       why_not;
     cuda::page_format pages{};
     cuda::gpu *       gpu = l.cache->attention == KVASIR_ATTENTION_NATIVE ? cuda::gpu::of(l.device, why_not) : nullptr;
-    if (gpu && !latent && cuda::supports(*gpu, l.k.format.type, l.v.format.type, dim_k, dim_v, n_head, n_head_kv, pages)) {
+    if (gpu && !latent && !plain && cuda::supports(*gpu, l.k.format.type, l.v.format.type, dim_k, dim_v, n_head, n_head_kv, pages)) {
         auto & store = l.cache->gpus[l.device];
         if (!store) {
             store = std::make_shared<cuda::cuda_store>(*gpu);
@@ -133,9 +140,9 @@ static void set_row_functions() {
     (void) set;
 }
 
-static bool accept_attention(const ggml_tensor * node, std::string & reason) {
-    side * k = side_of(node->src[1]);
-    side * v = side_of(node->src[2]);
+static bool accept_attention(const attention_op & op, std::string & reason) {
+    side * k = side_of(op.k);
+    side * v = side_of(op.v);
     if (!k || !v) {
         reason = "an attention that takes only one of K and V from the cache";
         return false;
@@ -146,14 +153,18 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
         reason = format("an attention over K and V of different layers (layer %d)", l.il);
         return false;
     }
-    const ggml_tensor * q = node->src[0], * kt = node->src[1], * vt = node->src[2], * mask = node->src[3];
+    const ggml_tensor * q = op.q, * kt = op.k, * vt = op.v, * mask = op.mask;
     const int32_t n_head = (int32_t) q->ne[2], n_head_kv = (int32_t) kt->ne[2];
-    const int32_t dim_k = (int32_t) kt->ne[0], dim_v = (int32_t) vt->ne[0];
+    const int32_t dim_k = (int32_t) kt->ne[0], dim_v = (int32_t) vt->ne[op.plain() ? 1 : 0];
     if (latent && (vt->view_offs != kt->view_offs || dim_v > dim_k || !std::equal(kt->nb, kt->nb + GGML_MAX_DIMS, vt->nb))) {
         reason = format("latent attention whose V is not the first part of K's rows (layer %d)", l.il);
         return false;
     }
-    if (q->type != GGML_TYPE_F32 || (mask && mask->type != GGML_TYPE_F16) || n_head % n_head_kv != 0 || vt->ne[2] != n_head_kv ||
+    if (op.plain() && (latent || vt->nb[0] != v->tensor->nb[0] || vt->nb[1] != vt->nb[0] * (size_t) l.n_cells)) {
+        reason = format("a plain attention over V that is not transposed (layer %d)", l.il);
+        return false;
+    }
+    if (q->type != GGML_TYPE_F32 || (mask && mask->type != (op.plain() ? GGML_TYPE_F32 : GGML_TYPE_F16)) || n_head % n_head_kv != 0 || vt->ne[2] != n_head_kv ||
         (int64_t) dim_k * n_head_kv != k->tensor->ne[0] || (!latent && (int64_t) dim_v * n_head_kv != v->tensor->ne[0])) {
         reason = format("the shape of the attention of layer %d (%d query heads, %d KV heads, head dims %d and %d)", l.il, n_head, n_head_kv, dim_k, dim_v);
         return false;
@@ -165,20 +176,18 @@ static bool accept_attention(const ggml_tensor * node, std::string & reason) {
     }
     set_row_functions();
     if (!l.configured()) {
-        if (!configure(l, n_head, n_head_kv, dim_k, dim_v, latent, reason)) {
+        if (!configure(l, n_head, n_head_kv, dim_k, dim_v, latent, op.plain(), reason)) {
             return false;
         }
         l.moved->turned = find_rotation(q);
         l.moved->window = l.swa ? l.cache->n_swa : 0;
     }
-    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v || l.v.format.part != latent) {
+    if (l.n_head_kv != n_head_kv || l.n_head != n_head || l.k.format.dim != dim_k || l.v.format.dim != dim_v || l.v.format.part != latent || l.transposed != op.plain()) {
         reason = format("attentions of different shapes over the cache of layer %d", l.il);
         return false;
     }
-    float softcap = 0;
-    memcpy(&softcap, (const float *) node->op_params + 2, sizeof(float));
     // fattn-mma-f16.cuh and fattn-vec.cuh have soft-capping for these; for others supports_op says yes, and the kernel ends the process
-    if (l.attention == KVASIR_ATTENTION_PORTABLE && softcap != 0.0f && cuda::gpu::is_cuda(l.device) && dim_k != 128 && dim_k != 256) {
+    if (l.attention == KVASIR_ATTENTION_PORTABLE && op.softcap != 0.0f && cuda::gpu::is_cuda(l.device) && dim_k != 128 && dim_k != 256) {
         reason = format("layer %d on %s, whose FLASH_ATTN_EXT has no soft-capping for head dim %d", l.il, l.device->iface.get_name(l.device), dim_k);
         return false;
     }
@@ -195,18 +204,33 @@ bool accept_node(const ggml_tensor * node, std::string & reason) {
             return true;
         case GGML_OP_SET_ROWS: {
             side * s = side_of(node);
-            // whole rows of all heads; the transposed V of an attention without flash writes single elements
-            if (s && node->src[0]->type == GGML_TYPE_F32 && node->src[0]->ne[0] == s->tensor->ne[0]) {
-                return true;
+            if (!s || node->src[0]->type != GGML_TYPE_F32) {
+                break;
             }
-            if (s && !s->is_k && node->src[0]->ne[0] == 1) {
-                reason = format("the plain attention that llama.cpp computes for this architecture, over single elements of V in place of rows (layer %d)", s->owner->il);
-                return false;
+            // whole rows of all heads, or of the transposed V of a plain attention all elements of each token
+            const bool by_element = !s->is_k && node->src[0]->ne[0] == 1 && node->src[1]->type == GGML_TYPE_I64 && node->src[0]->ne[1] % s->tensor->ne[0] == 0;
+            if (s->owner->configured() ? s->owner->transposed && !s->is_k ? by_element : node->src[0]->ne[0] == s->tensor->ne[0]
+                                       : by_element || node->src[0]->ne[0] == s->tensor->ne[0]) {
+                return true;
             }
             break;
         }
         case GGML_OP_FLASH_ATTN_EXT:
-            return accept_attention(node, reason);
+        case GGML_OP_MUL_MAT: {
+            attention_op op;
+            if (find_attention(node, op)) {
+                return accept_attention(op, reason);
+            }
+            const side * s = side_of(node->src[0]);
+            if (s && s->is_k) {
+                return true; // the first one of a plain attention; whether the others are there, store_graph sees
+            }
+            if (s) {
+                reason = format("a plain attention with more than soft-capping between Q·K and its weights (layer %d)", s->owner->il);
+                return false;
+            }
+            break;
+        }
         default:
             break;
     }

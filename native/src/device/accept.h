@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../llama/api.h"
+#include "attention_op.h"
 
 #include <string>
 
@@ -21,13 +22,17 @@ struct graph_refusal {
 graph_refusal & refused_graph(); // of the calling thread
 void            refuse_graph(const kvasir_cache * cache, const std::string & reason);
 
-// A SET_ROWS into the store or a FLASH_ATTN_EXT over it, as found in a graph of llama.cpp.
+// A SET_ROWS into the store or an attention over it, as found in a graph of llama.cpp.
 struct found_node {
     int                 index;     // in the graph
-    ggml_tensor *       node;
+    ggml_tensor *       node;      // of a plain attention the last one
     layer *             l;
     side *              rows;      // SET_ROWS: what is written
     const ggml_tensor * positions; // SET_ROWS of K: those of the tokens, or none
+    attention_op        attention; // what it is over, where it is one
+
+    bool    by_element() const; // V of a plain attention
+    int64_t n_tokens() const;
 };
 
 // the cache whose store the node is in, or reads from; else nullptr

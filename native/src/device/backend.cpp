@@ -1,5 +1,6 @@
 #include "backend.h"
 
+#include "attention_op.h"
 #include "compute_threads.h"
 #include "construction.h"
 #include "graph.h"
@@ -84,8 +85,13 @@ void backend_event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
 
 void backend_graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
     ggml_backend_t b = inner_of(backend);
-    b->iface.graph_optimize(b, graph, params);
-    cuda::cuda_graph::optimize(graph, params);
+    // CUDA fuses operations, and says here what has to stay allocated for that. Of other backends none is asked: they reorder nodes by
+    // what they can see, and the order between an append and the attention over the same head is not to be seen in llama.cpp's graph.
+    if (b->iface.graph_optimize && cuda::gpu::is_cuda(b->device)) {
+        b->iface.graph_optimize(b, graph, params);
+        cuda::cuda_graph::optimize(graph, params);
+    }
+    keep_queries(graph, params);
 }
 
 } // namespace
@@ -106,10 +112,7 @@ ggml_backend_t proxy_backend_new(ggml_backend_dev_t device, ggml_backend_dev_t i
     iface.graph_compute    = backend_graph_compute;
     iface.event_record     = i.event_record ? backend_event_record : nullptr;
     iface.event_wait       = i.event_wait ? backend_event_wait : nullptr;
-    // CUDA fuses operations, and says here what has to stay allocated for that.
-    iface.graph_optimize   = i.graph_optimize && cuda::gpu::is_cuda(inner_device) ? backend_graph_optimize : nullptr;
-    // No graph_optimize elsewhere: backends reorder nodes by what they can see, and the order between an append and the attention
-    // over the same head is not to be seen in llama.cpp's graph. Only the CPU is sure to have none.
+    iface.graph_optimize   = backend_graph_optimize;
 
     ggml_backend_t backend = nullptr;
     const kvasir_status made = guarded([&] {

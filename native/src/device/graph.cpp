@@ -45,11 +45,10 @@ static void run_append(ggml_tensor *, int ith, int nth, void * userdata) {
     const ggml_type     type  = n.node->src[1]->type;
     const layer &       l     = *n.l;
     const side &        s     = *n.rows;
-    const int64_t       rows  = src->ne[1];
-    for (int64_t i = rows * ith / nth; i < rows * (ith + 1) / nth; i++) {
+    for (int64_t i = n.n_tokens * ith / nth; i < n.n_tokens * (ith + 1) / nth; i++) {
         const int64_t row    = index_of(type, n.cells, i);
         const int32_t stream = (int32_t) (row / l.n_cells), cell = (int32_t) (row % l.n_cells);
-        const float * values = (const float *) ((const char *) src->data + (size_t) i * src->nb[1]);
+        const float * values = (const float *) ((const char *) src->data + (size_t) i * n.token_bytes);
         for (int32_t h = 0; h < l.n_head_kv; h++) {
             const int index = l.index(stream, h);
             const head_store & head = l.heads[(size_t) index];
@@ -196,7 +195,39 @@ const void * store_graph::cells_of(const found_node & f) {
     if (!cells) {
         throw error(KVASIR_UNSUPPORTED, format("a write to the KV cache of layer %d whose cells are not known beforehand", f.l->il));
     }
-    return cells;
+    return f.by_element() ? cells_of_elements(f, (const int64_t *) cells) : cells;
+}
+
+// The index of a token as that of a row would be, where each of its elements has one: stream, element, cell (llama_kv_cache::set_input_v_idxs).
+const void * store_graph::cells_of_elements(const found_node & f, const int64_t * indices) {
+    std::vector<int64_t> & cells = token_cells_[f.node->src[1]];
+    const int64_t          n = f.rows->tensor->ne[0], n_cells = f.l->n_cells;
+    if (cells.empty()) {
+        for (int64_t i = 0; i < f.n_tokens(); i++) {
+            const int64_t first = indices[i * n];
+            if (first % (n * n_cells) >= n_cells || indices[(i + 1) * n - 1] != first + (n - 1) * n_cells) {
+                throw error(KVASIR_FAILED, format("llama.cpp wrote V of layer %d elsewhere than one element behind the other", f.l->il));
+            }
+            cells.push_back(first / (n * n_cells) * n_cells + first % n_cells);
+        }
+    }
+    return cells.data();
+}
+
+// Masks of plain attentions are f32. What they hold, 0, -infinity or a distance, is what llama.cpp has in f16 elsewhere.
+const char * store_graph::half_mask(const ggml_tensor * mask) {
+    const auto * values = (const float *) host_data(mask);
+    if (!values) {
+        return nullptr;
+    }
+    std::vector<uint16_t> & half = half_masks_[mask];
+    if (half.empty()) {
+        half.resize(llama().ggml_nbytes(mask) / sizeof(float));
+        for (size_t i = 0; i < half.size(); i++) {
+            half[i] = values[i] == 0.0f ? 0 : llama().ggml_fp32_to_fp16(values[i]);
+        }
+    }
+    return (const char *) half.data();
 }
 
 // Either all layers of the graph take memory or none does: tokens that would exceed the cache's limit leave the room to fewer.
@@ -205,7 +236,7 @@ void store_graph::require_room() {
         size_t more = 0;
         for (const found_node & f : found_) {
             if (f.rows && f.rows->is_k) { // V has the same slots
-                const placement & p = place(*f.l, f.node->src[1]->type, cells_of(f), f.node->src[0]->ne[1]);
+                const placement & p = place(*f.l, f.node->src[1]->type, cells_of(f), f.n_tokens());
                 count_slots(*f.l, p, f.l->in_order(p));
                 more += f.l->rows->growth(wanted_.data());
             }
@@ -263,7 +294,7 @@ void store_graph::write_placed() {
 void store_graph::prepare_append(const found_node & f) {
     side *        s     = f.rows;
     layer &       l     = *f.l;
-    const int64_t n     = f.node->src[0]->ne[1];
+    const int64_t n     = f.n_tokens();
     const void *  cells = cells_of(f);
     // where no layer has rotary positions (ALiBi, learned positions) a sequence fills cells in order
     const auto * positions = f.positions ? (const int32_t *) host_data(f.positions) : nullptr;
@@ -288,15 +319,24 @@ void store_graph::prepare_append(const found_node & f) {
     x.node = f.node;
     x.rows = s;
     x.l    = &l;
+    x.over = nullptr;
     x.cells = cells;
+    x.n_tokens    = n;
+    x.token_bytes = f.by_element() ? (size_t) s->tensor->ne[0] * sizeof(float) : f.node->src[0]->nb[1];
+}
+
+static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const auto end = [](const ggml_tensor * t) { return (const char *) t->data + llama().ggml_nbytes(t); };
+    return (const char *) a->data < end(b) && (const char *) b->data < end(a);
 }
 
 void store_graph::prepare_attention(const found_node & f, int n_threads) {
     if (on_gpu(*f.l)) {
         return; // cuda_graph describes the node to itself
     }
+    const attention_op & op = f.attention;
     ggml_tensor *       node = f.node;
-    const ggml_tensor * q = node->src[0], * k = node->src[1], * mask = node->src[3], * sinks = node->src[4];
+    const ggml_tensor * q = op.q, * k = op.k, * mask = op.mask;
     layer &             l = *f.l;
     kvasir_cache &      c = *l.cache;
     const bool          native = has(l, row_kind::HOST);
@@ -304,6 +344,10 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
     x.node = node;
     x.rows = nullptr;
     x.l    = &l;
+    x.over = &op;
+    if (op.plain() && overlap(q, node)) { // see keep_queries
+        throw error(KVASIR_FAILED, format("the queries of layer %d do not lie in memory until its attention", l.il));
+    }
     attention_node a;
     a.k = l.k.format;
     a.v = l.v.format;
@@ -317,11 +361,11 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
     a.q         = (const char *) q->data;
     std::copy(q->nb, q->nb + 4, a.q_nb);
     if (mask) {
-        a.mask = (const char *) host_data(mask);
+        a.mask = op.plain() ? half_mask(mask) : (const char *) host_data(mask);
         if (!a.mask) {
             throw error(KVASIR_UNSUPPORTED, format("an attention of layer %d whose mask is not known beforehand", l.il));
         }
-        std::copy(mask->nb, mask->nb + 4, a.mask_nb);
+        std::transform(mask->nb, mask->nb + 4, a.mask_nb, [&](size_t bytes) { return op.plain() ? bytes / 2 : bytes; });
         a.mask_n_kv     = (int32_t) mask->ne[0];
         a.mask_n_head   = (int32_t) mask->ne[2];
         a.mask_n_stream = (int32_t) mask->ne[3];
@@ -336,10 +380,13 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
     }
     a.out = (char *) node->data;
     std::copy(node->nb, node->nb + 4, a.out_nb);
-    a.sinks = sinks ? (const float *) sinks->data : nullptr;
-    memcpy(&a.scale, (const float *) node->op_params + 0, sizeof(float));
-    memcpy(&a.max_bias, (const float *) node->op_params + 1, sizeof(float));
-    memcpy(&a.softcap, (const float *) node->op_params + 2, sizeof(float));
+    if (op.plain()) { // [dim][token][query head]
+        std::swap(a.out_nb[1], a.out_nb[2]);
+    }
+    a.sinks    = op.sinks ? (const float *) op.sinks->data : nullptr;
+    a.scale    = op.scale;
+    a.max_bias = op.max_bias;
+    a.softcap  = op.softcap;
     if (l.query_pos.size() == (size_t) a.n_tokens * (size_t) a.n_stream) {
         a.query_pos = l.query_pos.data();
     }
@@ -368,6 +415,30 @@ static bool is_view(ggml_op op) {
     return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
+bool store_graph::is_left_out(const ggml_tensor * node) const { return std::binary_search(left_out_.begin(), left_out_.end(), node); }
+
+// What plain attentions have before their last operation is not computed: nothing else may need it.
+void store_graph::require_left_out(const ggml_cgraph * graph, const std::vector<ggml_tensor *> & products) const {
+    const auto refuse = [](const ggml_tensor * node, const kvasir_cache * cache) {
+        const std::string reason = format("%s (%s), which needs more of a plain attention than its result", llama().ggml_op_name(node->op), node->name);
+        refuse_graph(cache, reason);
+        throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + reason);
+    };
+    for (const ggml_tensor * product : products) {
+        if (!is_left_out(product)) {
+            refuse(product, cache_of(product));
+        }
+    }
+    for (int i = 0; !left_out_.empty() && i < graph->n_nodes; i++) {
+        const ggml_tensor * node = graph->nodes[i];
+        for (const ggml_tensor * src : node->src) {
+            if (src && is_left_out(src) && !is_left_out(node) && std::none_of(found_.begin(), found_.end(), [&](const found_node & f) { return f.node == node; })) {
+                refuse(node, found_.front().l->cache);
+            }
+        }
+    }
+}
+
 void store_graph::find_nodes(const ggml_cgraph * graph) {
     if (graph->uid != 0 && graph->uid == uid_) {
         return;
@@ -375,7 +446,9 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
     uid_ = 0;
     found_.clear();
     paged_.clear();
+    left_out_.clear();
     any_buffers_ = false;
+    std::vector<ggml_tensor *> products; // of K and Q
     for (int i = 0; i < graph->n_nodes; i++) {
         ggml_tensor * node = graph->nodes[i];
         if (is_view(node->op) || !touches_store(node)) {
@@ -386,11 +459,19 @@ void store_graph::find_nodes(const ggml_cgraph * graph) {
             refuse_graph(cache_of(node), reason);
             throw error(KVASIR_UNSUPPORTED, "the adaptive cache has no path for " + reason);
         }
-        side *              rows = node->op == GGML_OP_SET_ROWS ? side_of(node) : nullptr;
+        side *       rows = node->op == GGML_OP_SET_ROWS ? side_of(node) : nullptr;
+        attention_op attention;
+        if (!rows && !find_attention(node, attention)) {
+            products.push_back(node);
+            continue;
+        }
+        left_out_.insert(left_out_.end(), attention.inner.begin(), attention.inner.begin() + (ptrdiff_t) attention.n_inner);
         const ggml_tensor * rope = rows && rows->is_k ? find_positions(node->src[0], 8) : nullptr;
         const bool          each = rope && rope->type == GGML_TYPE_I32 && rope->ne[0] >= node->src[0]->ne[1];
-        found_.push_back({i, node, (rows ? rows : side_of(node->src[1]))->owner, rows, each ? rope : nullptr});
+        found_.push_back({i, node, (rows ? rows : side_of(attention.k))->owner, rows, each ? rope : nullptr, attention});
     }
+    std::sort(left_out_.begin(), left_out_.end());
+    require_left_out(graph, products);
     // the tokens of a layer without rotary positions have those that they have in other layers
     const auto turned = std::find_if(found_.begin(), found_.end(), [](const found_node & f) { return f.positions; });
     for (found_node & f : found_) {
@@ -412,6 +493,8 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
     open_mask_ = nullptr;
     inputs_.clear();
     fetched_.clear();
+    token_cells_.clear();
+    half_masks_.clear();
     appended_.clear();
     unwritten_.clear();
     n_placements_ = 0;
@@ -459,7 +542,7 @@ ggml_status store_graph::compute(ggml_backend_t inner, ggml_cgraph * graph, int 
         (x.rows ? cache.append_ns : cache.attention_ns) += ns;
     }
     for (const found_node & f : found_) {
-        f.l->n_queries += cache.statistic_on && !f.rows ? f.node->src[0]->ne[1] : 0;
+        f.l->n_queries += cache.statistic_on && !f.rows ? f.n_tokens() : 0;
     }
     cache.graphs++;
     cache.prepare_ns += prepared_ns_ - begin;
@@ -475,8 +558,8 @@ void store_graph::roll_back() {
 
 namespace {
 
-// A node is GGML_OP_CUSTOM for as long as the graph runs, so that ggml's own threads execute it. llama.cpp reuses its graphs: whatever
-// happens, the nodes are then as they were.
+// A node is GGML_OP_CUSTOM for as long as the graph runs, so that ggml's own threads execute it, or GGML_OP_NONE where it is left out.
+// llama.cpp reuses its graphs: whatever happens, the nodes are then as they were.
 class custom_nodes {
 public:
     ~custom_nodes() {
@@ -484,6 +567,13 @@ public:
             x->node->op = x->op;
             memcpy(x->node->op_params, x->params, sizeof x->params);
         }
+        for (const auto & [node, op] : left_out_) {
+            node->op = op;
+        }
+    }
+    void leave_out(ggml_tensor * node) {
+        left_out_.push_back({node, node->op});
+        node->op = GGML_OP_NONE;
     }
     void add(store_node & x) {
         nodes_.push_back(&x);
@@ -500,6 +590,7 @@ public:
 
 private:
     std::vector<store_node *> nodes_;
+    std::vector<std::pair<ggml_tensor *, ggml_op>> left_out_;
 };
 
 } // namespace
@@ -509,6 +600,10 @@ ggml_status store_graph::compute_nodes(ggml_cgraph * graph) {
     for (size_t i = 0; i < used_; i++) {
         if (has(*nodes_[i].l, row_kind::HOST)) {
             custom.add(nodes_[i]);
+            const attention_op * over = nodes_[i].over;
+            for (size_t j = 0; over && j < over->n_inner; j++) {
+                custom.leave_out(over->inner[j]);
+            }
         }
     }
     built_ = 0;
@@ -557,6 +652,9 @@ void store_graph::build_portable(ggml_tensor * const * nodes, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const bool   ours = built_ < used_ && nodes[i] == nodes_[built_].node;
         store_node * x    = ours ? &nodes_[built_++] : nullptr;
+        if (is_left_out(nodes[i])) {
+            continue;
+        }
         if (!x || !has(*x->l, row_kind::BUFFERS)) {
             portable_->pass(nodes[i]);
             continue;
@@ -566,14 +664,14 @@ void store_graph::build_portable(ggml_tensor * const * nodes, size_t n) {
         if (!x->rows) {
             if (x->records) {
                 auto & memory = static_cast<device_moved &>(*l.moved->memory());
-                memory.note_sinks(x->node->src[4]);
-                portable_->record(x->attention, x->node, l.moved->tokens(), memory.entry(l.moved->first_entry()));
+                memory.note_sinks(x->over->sinks);
+                portable_->record(x->attention, *x->over, l.moved->tokens(), memory.entry(l.moved->first_entry()));
             }
-            portable_->attend(x->attention, x->node, rows, x->first_head);
+            portable_->attend(x->attention, *x->over, rows, x->first_head);
             continue;
         }
         targets.clear();
-        for (int64_t t = 0; t < x->node->src[0]->ne[1]; t++) {
+        for (int64_t t = 0; t < x->n_tokens; t++) {
             const int64_t row    = index_of(x->node->src[1]->type, x->cells, t);
             const auto    stream = (int32_t) (row / l.n_cells);
             for (int32_t h = 0; h < l.n_head_kv; h++) {
@@ -585,7 +683,11 @@ void store_graph::build_portable(ggml_tensor * const * nodes, size_t n) {
                 }
             }
         }
-        portable_->append(x->node->src[0], rows, x->rows->is_k, l.n_head_kv, targets);
+        ggml_tensor values = *x->node->src[0];
+        values.ne[0] = x->rows->tensor->ne[0];
+        values.ne[1] = x->n_tokens;
+        values.nb[1] = x->token_bytes;
+        portable_->append(&values, rows, x->rows->is_k, l.n_head_kv, targets);
     }
 }
 

@@ -17,16 +17,19 @@
 
 namespace kvasir {
 
-// A SET_ROWS into the store or a FLASH_ATTN_EXT over it.
+// A SET_ROWS into the store or an attention over it.
 struct store_node {
     ggml_tensor * node = nullptr;
-    ggml_op       op   = GGML_OP_NONE;
+    ggml_op       op   = GGML_OP_NONE;   // while ours runs in its place, llama.cpp's
     int32_t       params[GGML_MAX_OP_PARAMS / sizeof(int32_t)];
     side *        rows = nullptr;        // SET_ROWS: what is written
-    const void *  cells = nullptr;       // SET_ROWS: the host's copy of its indices
+    const void *  cells = nullptr;       // SET_ROWS: the host's copy of its indices, one a token
+    int64_t       n_tokens = 0;          // SET_ROWS
+    size_t        token_bytes = 0;       // SET_ROWS: from the elements of a token to those of the next
     layer *       l    = nullptr;
-    int           first_head = 0;        // FLASH_ATTN_EXT: the first of the layer's heads that it is over
-    bool           records = false;      // FLASH_ATTN_EXT: its queries go into the layer's record
+    int           first_head = 0;        // attention: the first of the layer's heads that it is over
+    bool          records = false;       // attention: its queries go into the layer's record
+    const attention_op * over = nullptr; // attention: what it is over
     attention_node attention;
     statistic      stat;
     cpu_attention  cpu;
@@ -51,6 +54,7 @@ private:
     uint64_t               uid_ = 0;             // the graph that found_ belongs to; llama.cpp reuses its graphs
     std::vector<found_node> found_;              // its nodes over the store
     std::vector<found_node> paged_;              // those of them for the kernels of a GPU
+    std::vector<const ggml_tensor *> left_out_;  // nodes of plain attentions that are not computed, sorted
     bool                   any_buffers_ = false; // some are for the portable path
     const void *           open_mask_ = nullptr; // the mask that open_cells_ was counted for
     int32_t                open_cells_ = 0;
@@ -62,15 +66,21 @@ private:
     std::vector<layer *>   appended_;            // layers that this graph gives slots to
     std::vector<std::pair<const ggml_tensor *, const void *>> inputs_; // what host_data() has found
     std::map<const ggml_tensor *, std::vector<char>> fetched_; // inputs that had to be read from the device
+    std::map<const ggml_tensor *, std::vector<int64_t>>  token_cells_; // of plain attentions: one index a token, of indices of elements
+    std::map<const ggml_tensor *, std::vector<uint16_t>> half_masks_;  // of plain attentions: their masks in f16
     std::set<ggml_backend_buffer_t> noted_;      // buffers whose inputs the mirror was asked for
     int64_t                prepared_ns_ = 0;
 
     void find_nodes(const ggml_cgraph * graph);
+    bool is_left_out(const ggml_tensor * node) const;
+    void require_left_out(const ggml_cgraph * graph, const std::vector<ggml_tensor *> & products) const;
     store_node & next();
     const void * host_data(const ggml_tensor * t);
     const void * find_host_data(const ggml_tensor * t);
     const placement & place(const layer & l, ggml_type type, const void * cells, int64_t n);
     const void * cells_of(const found_node & f);
+    const void * cells_of_elements(const found_node & f, const int64_t * indices);
+    const char * half_mask(const ggml_tensor * mask);
     void require_room();
     void count_slots(const layer & l, const placement & p, bool in_order);
     void append(layer & l, const placement & p, bool is_k);

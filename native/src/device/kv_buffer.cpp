@@ -81,6 +81,10 @@ row_range rows_of(const ggml_tensor * tensor, size_t offset, size_t size) {
     side *              s    = (side *) root->extra;
     const size_t        row  = root->nb[1];
     offset += (const char *) tensor->data - (const char *) root->data;
+    if (s->owner->transposed && !s->is_k) {
+        attempt(s->owner->cache, [&] { throw error(KVASIR_UNSUPPORTED, format("the state of layer %d, whose attention is a plain one: V is transposed in it", s->owner->il)); });
+        return {s, 0, 0};
+    }
     if (offset % row != 0 || size % row != 0 || !s->owner->configured()) { // it leaves the store as it is
         attempt(s->owner->cache, [&] { throw error(KVASIR_UNSUPPORTED, format("an access to parts of rows of the KV cache of layer %d", s->owner->il)); });
         return {s, 0, 0};

@@ -46,7 +46,7 @@ struct placement {
     bool                 ascending = true; // the cells of each stream do
 };
 
-// A layer of the model that has KV heads. Their geometry is known when the first FLASH_ATTN_EXT over the layer is seen,
+// A layer of the model that has KV heads. Their geometry is known when the first attention over the layer is seen,
 // which happens while llama.cpp reserves its graphs, before any token is decoded.
 struct layer {
     kvasir_cache * cache = nullptr;
@@ -54,6 +54,7 @@ struct layer {
     bool           swa   = false; // in the second, smaller cache of a sliding-window model
     ggml_backend_dev_t device    = nullptr; // the ggml device that the layer runs on
     kvasir_attention   attention = KVASIR_ATTENTION_NATIVE; // the path that the device has
+    bool           transposed = false; // V in llama.cpp's tensor, written element by element: the layer's attention is a plain one
     int32_t        n_stream = 1, n_cells = 0;
     int32_t        n_head = 0, n_head_kv = 0;
     side           k, v;

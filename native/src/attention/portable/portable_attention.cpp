@@ -258,9 +258,9 @@ ggml_tensor * portable_attention::mask(const attention_node & a, const device_ro
     return masks;
 }
 
-ggml_tensor * portable_attention::queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens) {
+ggml_tensor * portable_attention::queries(const attention_node & a, const attention_op & op, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens) {
     const int32_t group = a.n_head / a.n_head_kv;
-    const place   at    = place(node->src[0]) + (size_t) first * a.q_nb[1] + (size_t) kv_head * group * a.q_nb[2] + (size_t) stream * a.q_nb[3];
+    const place   at    = place(op.q) + (size_t) first * a.q_nb[1] + (size_t) kv_head * group * a.q_nb[2] + (size_t) stream * a.q_nb[3];
     return graph_.tensor(GGML_TYPE_F32, at, a.k.dim, n_tokens, group * n_kv_heads, a.q_nb[1], a.q_nb[2]);
 }
 
@@ -290,18 +290,18 @@ ggml_tensor * portable_attention::batch(ggml_tensor * t, together heads) {
     return b;
 }
 
-ggml_tensor * portable_attention::sinks(const ggml_tensor * node, int32_t first, int32_t n) {
-    return graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(node->src[4]) + (size_t) first * sizeof(float), n));
+ggml_tensor * portable_attention::sinks(const attention_op & op, int32_t first, int32_t n) {
+    return graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(op.sinks) + (size_t) first * sizeof(float), n));
 }
 
 // KV heads, from kv_head on, that one node can serve: all when they hold the same tokens, else those that lie at one distance
 // and have masks of their own as ggml's batches have. Sinks and slopes would be counted from 0 in each.
-portable_attention::together portable_attention::heads_together(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head) {
+portable_attention::together portable_attention::heads_together(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head) {
     if (kv_head == 0 && alike(a, rows, index, stream)) {
         return {a.n_head_kv, false};
     }
     int32_t n = 1;
-    if (a.n_tokens == 1 && masks_of(a) == 1 && !node->src[4]) {
+    if (a.n_tokens == 1 && masks_of(a) == 1 && !op.sinks) {
         while (kv_head + n < a.n_head_kv && rows.capacity(index + n) == rows.capacity(index) && rows.head_bytes(true, index, n + 1) && rows.head_bytes(false, index, n + 1)) {
             n++;
         }
@@ -337,27 +337,27 @@ bool portable_attention::sums_groups(const attention_node & a, const device_rows
     return *sums_groups_;
 }
 
-void portable_attention::record(const attention_node & a, const ggml_tensor * node, const std::vector<int32_t> & tokens, const place & to) {
+void portable_attention::record(const attention_node & a, const attention_op & op, const std::vector<int32_t> & tokens, const place & to) {
     const size_t entry = (size_t) a.n_head * (size_t) a.k.dim * sizeof(uint16_t);
     for (size_t i = 0, n; i < tokens.size(); i += n) { // runs of tokens at one distance
         const int32_t step = i + 1 < tokens.size() ? tokens[i + 1] - tokens[i] : 1;
         for (n = 1; i + n < tokens.size() && tokens[i + n] - tokens[i + n - 1] == step; n++) {
         }
-        const place from = place(node->src[0]) + (size_t) tokens[i] * a.q_nb[1];
+        const place from = place(op.q) + (size_t) tokens[i] * a.q_nb[1];
         graph_.copy(graph_.tensor(GGML_TYPE_F32, from, a.k.dim, a.n_head, (int64_t) n, a.q_nb[2], (size_t) step * a.q_nb[1]),
                     graph_.tensor(GGML_TYPE_F16, to + i * entry, a.k.dim, a.n_head, (int64_t) n));
     }
 }
 
-void portable_attention::attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head) {
+void portable_attention::attend(const attention_node & a, const attention_op & op, const device_rows & rows, int head) {
     graph_.rewind_scratch();
     for (int32_t stream = 0; stream < a.n_stream; stream++) {
         const int  first   = head + stream * a.n_head_kv;
         const auto weighed = [&](int32_t h) { return a.stat || a.heads[stream * a.n_head_kv + h].track; };
         together   t;
         for (int32_t h = 0; h < a.n_head_kv; h += t.n) {
-            t = heads_together(a, node, rows, first + h, stream, h);
-            attend_heads(a, node, rows, first + h, stream, h, t);
+            t = heads_together(a, op, rows, first + h, stream, h);
+            attend_heads(a, op, rows, first + h, stream, h, t);
             for (int32_t w = h, n; w < h + t.n; w += n) {
                 for (n = 0; w + n < h + t.n && weighed(w + n); n++) {
                 }
@@ -366,13 +366,13 @@ void portable_attention::attend(const attention_node & a, const ggml_tensor * no
                     continue;
                 }
                 n = t.apart || n == a.n_head_kv ? n : 1;
-                weigh_heads(a, node, rows, first + w, stream, w, {n, t.apart && n > 1});
+                weigh_heads(a, op, rows, first + w, stream, w, {n, t.apart && n > 1});
             }
         }
     }
 }
 
-void portable_attention::attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
+void portable_attention::attend_heads(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
     const api &          g      = llama();
     const bool           all    = t.n == a.n_head_kv;
     const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * t.n, first_head = kv_head * group;
@@ -382,22 +382,25 @@ void portable_attention::attend_heads(const attention_node & a, const ggml_tenso
         cut();
         graph_.reset_memory();
     }
-    ggml_tensor * q = graph_.bindable(queries(a, node, stream, kv_head, t.n, 0, a.n_tokens));
+    ggml_tensor * q = graph_.bindable(queries(a, op, stream, kv_head, t.n, 0, a.n_tokens));
     ggml_tensor * k = batch(keys_or_values(true, rows, index, n, t.n), t), * v = batch(keys_or_values(false, rows, index, n, t.n), t);
     v->view_src = a.v.part ? k : nullptr; // as in llama.cpp's graph: kernels of ggml-cuda rely on it
     ggml_tensor * attention = g.ggml_flash_attn_ext(graph_.context(), batch(q, t), k, v, mask(masked, rows, index, stream, kv_head, 0, a.n_tokens, n, t),
                                                     a.scale, 0.0f, a.softcap);
-    memcpy(attention->op_params, node->op_params, sizeof attention->op_params); // precision and hints too
-    if (!all) {
-        memset(attention->op_params + 1, 0, sizeof(float)); // the bias
+    if (op.plain()) {
+        attention->op_params[3] = GGML_PREC_F32;
+    } else {
+        memcpy(attention->op_params, op.node->op_params, sizeof attention->op_params); // precision and hints too
     }
-    if (node->src[4]) {
-        g.ggml_flash_attn_ext_add_sinks(attention, sinks(node, first_head, n_heads));
+    const float max_bias = all ? a.max_bias : 0.0f;
+    memcpy(attention->op_params + 1, &max_bias, sizeof max_bias);
+    if (op.sinks) {
+        g.ggml_flash_attn_ext_add_sinks(attention, sinks(op, first_head, n_heads));
     }
-    // [dim][query head][token]: in place where that is one piece of the node's memory
-    const place   at  = place(node) + (size_t) first_head * a.out_nb[1] + (size_t) stream * a.out_nb[3];
+    // [dim][query head][token], of a plain attention [dim][token][query head]: in place where that is one piece of the node's memory
+    const place   at  = place(op.node) + (size_t) first_head * a.out_nb[1] + (size_t) stream * a.out_nb[3];
     ggml_tensor * out = graph_.tensor(GGML_TYPE_F32, at, a.v.dim, n_heads, a.n_tokens, a.out_nb[1], a.out_nb[2]);
-    if ((a.n_tokens == 1 || all) && graph_.bindable(at) && graph_.alloc_size(attention) <= g.ggml_nbytes(attention)) {
+    if ((a.n_tokens == 1 || (all && !op.plain())) && graph_.bindable(at) && graph_.alloc_size(attention) <= g.ggml_nbytes(attention)) {
         graph_.add(attention, out);
         return;
     }
@@ -406,7 +409,7 @@ void portable_attention::attend_heads(const attention_node & a, const ggml_tenso
 }
 
 // softmax(K·q) of these heads once more, with its weights as the result
-void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
+void portable_attention::weigh_heads(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t) {
     const api &          g      = llama();
     const bool           all    = t.n == a.n_head_kv;
     const int32_t        group  = a.n_head / a.n_head_kv, n_heads = group * t.n;
@@ -426,7 +429,7 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
             cut();
             graph_.reset_memory();
         }
-        ggml_tensor * q  = queries(a, node, stream, kv_head, t.n, first, n_tokens);
+        ggml_tensor * q  = queries(a, op, stream, kv_head, t.n, first, n_tokens);
         if (n_tokens == 1 && a.q_nb[2] == (size_t) a.k.dim * sizeof(float)) { // without gaps already
             q = graph_.bindable(graph_.tensor(GGML_TYPE_F32, place(q), a.k.dim, 1, n_heads));
         } else {
@@ -442,8 +445,8 @@ void portable_attention::weigh_heads(const attention_node & a, const ggml_tensor
             scale = a.softcap;
         }
         ggml_tensor * soft = g.ggml_soft_max_ext(graph_.context(), batch(kq, t), mask(masked, rows, index, stream, kv_head, first, n_tokens, n, t), scale, all ? a.max_bias : 0.0f);
-        if (node->src[4]) {
-            g.ggml_soft_max_add_sinks(soft, sinks(node, kv_head * group, n_heads));
+        if (op.sinks) {
+            g.ggml_soft_max_add_sinks(soft, sinks(op, kv_head * group, n_heads));
         }
         void *        host;
         ggml_tensor * brought = graph_.result(GGML_TYPE_F32, n, n_tokens, n_brought, &host);

@@ -3,6 +3,7 @@
 // llama.cpp's mask is gathered by cell.
 #pragma once
 
+#include "../../device/attention_op.h"
 #include "../../device/graph_builder.h"
 #include "../../store/device_rows.h"
 #include "../attention.h"
@@ -22,11 +23,11 @@ public:
     void pass(ggml_tensor * node) { graph_.pass(node); }
     // a SET_ROWS of src [elements of all heads, tokens] f32; targets: [token][KV head] rows of the matrix of all heads
     void append(const ggml_tensor * src, const device_rows & rows, bool is_k, int32_t n_head_kv, const std::vector<int64_t> & targets);
-    // a.q, a.out and a.sinks are addresses of the device and are taken from node; a.mask is the host's copy. head: the
+    // a.q, a.out and a.sinks are addresses of the device and are taken from op; a.mask is the host's copy. head: the
     // index of a.heads[0] in rows.
-    void attend(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int head);
+    void attend(const attention_node & a, const attention_op & op, const device_rows & rows, int head);
     // copies the queries of these tokens, as f16, to [token][query head][dim] behind each other from to on
-    void record(const attention_node & a, const ggml_tensor * node, const std::vector<int32_t> & tokens, const place & to);
+    void record(const attention_node & a, const attention_op & op, const std::vector<int32_t> & tokens, const place & to);
     // Computes what has been built so far, and waits for nothing: what follows may need what another stream computes first.
     ggml_status run();
     ggml_status finish();
@@ -63,17 +64,17 @@ private:
 
     void          cut();
     void          take_in_weights();
-    together      heads_together(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
+    together      heads_together(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head);
     bool          supports_apart(const attention_node & a, const device_rows & rows, int index, together t);
     bool          sums_groups(const attention_node & a, const device_rows & rows, int index);
-    void          attend_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
-    void          weigh_heads(const attention_node & a, const ggml_tensor * node, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
+    void          attend_heads(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
+    void          weigh_heads(const attention_node & a, const attention_op & op, const device_rows & rows, int index, int32_t stream, int32_t kv_head, together t);
     ggml_tensor * mask(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t first, int32_t n_tokens, int32_t n_rows, together t);
     ggml_tensor * batch(ggml_tensor * t, together heads);
     int32_t       rows_read(const attention_node & a, const device_rows & rows, int index, int32_t stream, int32_t kv_head, int32_t n_kv_heads);
     ggml_tensor * keys_or_values(bool is_k, const device_rows & rows, int index, int32_t n_rows, int32_t n_kv_heads);
-    ggml_tensor * queries(const attention_node & a, const ggml_tensor * node, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens);
-    ggml_tensor * sinks(const ggml_tensor * node, int32_t first, int32_t n);
+    ggml_tensor * queries(const attention_node & a, const attention_op & op, int32_t stream, int32_t kv_head, int32_t n_kv_heads, int32_t first, int32_t n_tokens);
+    ggml_tensor * sinks(const attention_op & op, int32_t first, int32_t n);
 };
 
 } // namespace kvasir

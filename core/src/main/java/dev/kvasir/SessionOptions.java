@@ -186,7 +186,8 @@ public final class SessionOptions {
 
   /**
    * llama.cpp's flash attention, or its plain one; only for models loaded without the adaptive
-   * cache, which always takes the place of flash attention.
+   * cache, which takes the place of flash attention, or of the plain one where llama.cpp has no
+   * other for a model.
    */
   public boolean flashAttention() {
     return flashAttention;
