@@ -264,11 +264,13 @@ void cuda_store::run_queued() {
     }
 }
 
-void cuda_store::return_memory() {
+// Pages in use come to the low end of their memory.
+void cuda_store::compact_pages() {
     for (auto & [bytes, set] : pages_) {
         if (!set.pool->worth_compacting()) {
             continue;
         }
+        unmap_ = true;
         std::vector<int32_t> pairs;
         set.pool->compact([&, owners = &set.owners](int32_t from, int32_t to) {
             const page_owner o = (*owners)[(size_t) from];
@@ -285,8 +287,29 @@ void cuda_store::return_memory() {
             device_.launch(queue_, l.kernel, l.grid_x, l.grid_y, 1, l.block, l.shared, p);
             run_queued(); // the tables follow
         }
+    }
+}
+
+void cuda_store::unmap_pages() {
+    if (unmap_) {
         synchronize();
-        set.pool->unmap_free();
+        for (auto & [bytes, set] : pages_) {
+            set.pool->unmap_free();
+        }
+        unmap_ = false;
+    }
+}
+
+void cuda_store::return_memory() {
+    compact_pages();
+    unmap_pages();
+}
+
+void cuda_store::label() {
+    for (cuda_rows * rows : rows_) {
+        if (rows) {
+            rows->label();
+        }
     }
 }
 
@@ -294,14 +317,22 @@ void cuda_store::flush() {
     current_context current(device_.primary());
     run_queued();
     if (kept_) {
-        return_memory();
+        compact_pages();
         kept_ = false;
     }
-    for (cuda_rows * rows : rows_) {
-        if (rows) {
-            rows->label();
-        }
+    unmap_pages();
+    label();
+}
+
+void cuda_store::flush_for_step() {
+    current_context current(device_.primary());
+    run_queued();
+    unmap_pages(); // moved before the last step, whose results the host has had
+    if (kept_) {
+        compact_pages();
+        kept_ = false;
     }
+    label();
 }
 
 // Kernels write scores and norms to the host's memory themselves, all heads in one launch; sums are copied.

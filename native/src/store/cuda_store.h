@@ -82,6 +82,8 @@ public:
     const std::vector<cuda_rows *> & all() const { return rows_; }
 
     void flush();
+    // Before a step: nothing waits for the device. Memory goes back one step after the pages in use have been moved, when that is done.
+    void flush_for_step();
 
     // kvasir_cache_fetch, for those of the items that are of layers whose rows are here; stream is one of llama.cpp's
     void fetch(const kvasir_cache & cache, int32_t stream, kvasir_fetch * items, int32_t n);
@@ -135,6 +137,7 @@ private:
     std::vector<int32_t>   keep_slots_;
     std::vector<int32_t>   kept_before_; // slots that the heads of keeps_ had
     bool                   kept_ = false; // since memory was returned last
+    bool                   unmap_ = false; // pages are moved, behind what is queued: memory may go back
     bool                   settled_ = false;
     std::vector<std::pair<cuda_rows *, int32_t>> moved_; // heads with moves
     std::vector<move_item> moves_;                        // of all of them, for one launch
@@ -146,7 +149,10 @@ private:
     staging & next_staging(size_t bytes);
     landing & next_landing(int32_t stream, size_t bytes);
     void     run_queued();      // keeps, moves, new pages, words
+    void     compact_pages();
+    void     unmap_pages();
     void     return_memory();
+    void     label();
     device_ptr columns();       // statistic_columns of all layers, or 0
     device_ptr scratch(size_t bytes); // for what the next launches pass on to each other
 };

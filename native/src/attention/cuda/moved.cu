@@ -5,6 +5,7 @@ namespace kvasir::cuda {
 namespace {
 
 constexpr float no_score = -1e30f; // finite, so that -inf - no_score is -inf
+constexpr float headroom = 8.0f;   // weights that multiply V are relative to 2^-8 of the largest: small ones stay normal in f16
 
 __device__ __forceinline__ moved_layout layout_of(const moved_params & p) {
     return moved_scratch(p.a.n_head, p.a.pages.format.dim_k, p.n_rows, p.n_outputs, p.n_split);
@@ -204,7 +205,7 @@ template <int D, bool OUTPUT> __device__ __forceinline__ void attend(const moved
                 x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
                 x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
             }
-            x = fmaxf(x, row_max[h]);
+            x = fmaxf(OUTPUT ? x - headroom : x, row_max[h]);
             const float keep = exp2_fast(row_max[h] - x);
             row_max[h] = x;
             row_sum[h] *= keep;

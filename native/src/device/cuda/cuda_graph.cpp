@@ -848,9 +848,13 @@ ggml_status cuda_graph::compute(ggml_cgraph * graph, const std::vector<found_nod
         read(mask, host);
     }
     fill_step(host);
-    store_->flush();
+    const bool few = operations_.front().shape.kernel[0] != 0;
+    if (few) {
+        store_->flush_for_step();
+    } else {
+        store_->flush();
+    }
     store_->put_step(step_);
-    const bool           few   = operations_.front().shape.kernel[0] != 0;
     const kvasir_cache & cache = *operations_.front().l->cache;
     // A graph for few tokens over all layers adds to scores at its very end: nothing can fail after that.
     if ((statistic_ || tracking_) && (cache.marked || !few || operations_.size() < cache.layers.size())) {

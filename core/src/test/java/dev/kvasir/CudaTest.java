@@ -8,12 +8,17 @@ import dev.kvasir.cache.CachePolicy;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.Candidates;
 import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.MovedQueries;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
+import dev.kvasir.internal.llama.NativeContext;
+import dev.kvasir.internal.llama.NativeModel;
+import dev.kvasir.internal.policy.CacheStore;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.BitSet;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
@@ -22,12 +27,16 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestReporter;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 
 /** The default model on an NVIDIA GPU that Kvasir has kernels for; skipped where there is none. */
 class CudaTest {
   private static final int PROMPT = 1_200;
   private static final int STEPS = 64;
+
+  /** Tokens that Foresight reads: with its steps, no more than the prose has. */
+  private static final int READ = 700;
 
   /** Tokens, as rounding makes less of a mean over more queries: {@link AttentionPathsTest}. */
   private static final int PROFILED = 2_400;
@@ -254,6 +263,69 @@ class CudaTest {
       reporter.publishEntry("captured graphs", found);
       assertTrue(sum / (2 * STEPS) < 5e-3 && worst < 5e-2, found);
     }
+  }
+
+  /**
+   * Foresight chooses on the GPU what it chooses on the CPU: behind a prompt, and again and again
+   * behind steps, whose queries captured graphs record. Without quantised weights, fed with the
+   * same tokens.
+   */
+  @ParameterizedTest
+  @CsvSource({"u, F16", "c, F16", "u, Q8_0", "c/4, Q8_0"})
+  void foresightKeepsWhatItKeepsOnTheCpu(String statistic, KvType type, TestReporter reporter) {
+    SessionOptions options =
+        options()
+            .withKeyType(type)
+            .withValueType(type)
+            .withCachePolicy(
+                CachePolicy.foresight()
+                    .withStatistic(MovedQueries.parse(statistic))
+                    .withBudget(0.3));
+    int tokens = READ + 3 * STEPS + 4;
+    List<BitSet> here = kept("CPU", options, tokens);
+    List<BitSet> there = kept(gpu, options, tokens);
+    int other = 0;
+    int held = 0;
+    for (int head = 0; head < here.size(); head++) {
+      held += here.get(head).cardinality();
+      here.get(head).xor(there.get(head));
+      other += here.get(head).cardinality();
+    }
+    String found =
+        "%d of %d slots met another fate, %d are held".formatted(other, here.size() * tokens, held);
+    reporter.publishEntry("foresight", found);
+    assertTrue(held < 0.75 * here.size() * tokens, found);
+    assertTrue(other <= 0.005 * here.size() * tokens, found);
+  }
+
+  /** The positions that each head holds after the prompt and the steps. */
+  private static List<BitSet> kept(String device, SessionOptions options, int tokens) {
+    List<BitSet> kept = new ArrayList<>();
+    NativeModel model = NativeModel.load(unquantized, ModelOptions.defaults().withDevice(device));
+    NativeContext context =
+        new NativeContext(
+            model, options, 1, options.keyType().ggmlType(), options.valueType().ggmlType());
+    try (Session session =
+        Session.over(context, null, model, options, model.vocabulary(), model::tokenKinds)) {
+      CacheStore store = context.store(0).orElseThrow();
+      int[] text = TestModels.proseTokens(tokens);
+      session.evaluate(Arrays.copyOf(text, READ));
+      for (int i = READ; i < tokens; i++) {
+        session.step(text[i]);
+      }
+      for (int layer = 0; layer < store.layers(); layer++) {
+        for (int head = 0; head < store.shape(layer).kvHeads(); head++) {
+          BitSet positions = new BitSet();
+          for (int slot = 0; slot < store.slots(layer, head); slot++) {
+            positions.set(store.position(layer, head, slot));
+          }
+          kept.add(positions);
+        }
+      }
+    } finally {
+      model.close();
+    }
+    return kept;
   }
 
   /** In a process of its own: a failure there ends it. */
