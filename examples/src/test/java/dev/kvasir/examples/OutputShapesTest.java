@@ -241,6 +241,34 @@ class OutputShapesTest {
   }
 
   @Test
+  void benchOfPoliciesBesideEachOther() throws IOException {
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "bench",
+            "-p",
+            "16",
+            "-n",
+            "0",
+            "-r",
+            "1",
+            "--kv-policy",
+            "fastgen,foresight",
+            "--kv-statistic",
+            "u,c/4",
+            "--kv-budget",
+            "12.5%",
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var policies = new ArrayList<String>();
+    JSON.readTree(run.out()).forEach(row -> policies.add(row.get("policy").asText()));
+    assertEquals(
+        List.of("full", "full", "fastgen 12.5%", "foresight u 12.5%", "foresight c/4 12.5%"),
+        policies);
+  }
+
+  @Test
   void evalJson() throws IOException {
     var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(2400));
     var run =
@@ -331,6 +359,43 @@ class OutputShapesTest {
       assertEquals(row.get("klPerText").get(i / 4), line.get("meanKl"));
       assertEquals(8, line.get("kl").size());
     }
+  }
+
+  @Test
+  void evalOfForesightByStatistic() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(3000)).toString();
+    var run =
+        CommandLineRun.onModel(
+            "",
+            "eval",
+            "-f",
+            text,
+            "-p",
+            "520",
+            "-n",
+            "64",
+            "--texts",
+            "1",
+            "--methods",
+            "foresight",
+            "--kv-statistic",
+            "u,c/4",
+            "--kv-types",
+            "q8_0",
+            "--kv-budget",
+            "30%",
+            "-o",
+            "json");
+    assertEquals(0, run.exitCode(), run::err);
+    var rows = JSON.readTree(run.out()).get("rows");
+    var methods = new ArrayList<String>();
+    for (var row : rows) {
+      methods.add(row.get("method").asText());
+      // with its books, and half a block of new tokens
+      assertEquals(0.3, row.get("bytes").asDouble(), 0.005, run::out);
+      assertTrue(row.get("keptAfterPrompt").asDouble() < 0.5, run::out);
+    }
+    assertEquals(List.of("foresight u", "foresight c/4"), methods);
   }
 
   @Test
