@@ -15,7 +15,7 @@ namespace kvasir {
 namespace {
 
 constexpr std::align_val_t scratch_alignment{ 64 };
-constexpr size_t kept_bytes   = 2048 * 1024; // exponentials kept by a unit
+constexpr size_t kept_bytes   = 2048 * 1024; // exponentials kept by a unit; twice as many before a tile has less than 32 queries
 constexpr size_t enough_units = 16;          // for the threads to end at about the same time
 
 struct aligned_delete {
@@ -56,7 +56,7 @@ void plan(const moved_sums_node & node, moved_job & job, std::vector<moved_unit>
     job.n_slots = round_up(most, slot_block);
     const size_t query_bytes = (size_t) job.n_slots * sizeof(float);
     job.tile = std::clamp(round_up(longest, 16), 16, query_tile);
-    while (job.tile > 16 && (size_t) job.tile * query_bytes > kept_bytes) {
+    while (job.tile > 16 && (size_t) job.tile * query_bytes > (job.tile > 32 ? kept_bytes : 2 * kept_bytes)) {
         job.tile = round_up(job.tile / 2, 16);
     }
     const auto tiles = [&] {
