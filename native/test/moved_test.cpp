@@ -629,6 +629,13 @@ void test_limit() {
         CHECK(read_all(c) == before, "sums that found no room at a mark have changed");
         OK(kvasir_cache_limit(c.cache, 0));
         t.sum_both("after a limit");
+        t.both(3);
+        OK(kvasir_cache_limit(c.cache, 1)); // there is room for these slots already, but none for a second copy of the sums
+        OK(kvasir_cache_mark(c.cache, 1));
+        CHECK(kvasir_moved_sum(c.cache, 0, t.pos(), 1, &n) == KVASIR_OUT_OF_MEMORY, "%s", kvasir_last_error());
+        OK(kvasir_cache_take_back(c.cache));
+        OK(kvasir_cache_limit(c.cache, 0));
+        t.sum_both("after a limit at a mark");
         // the sums are 8 bytes a slot and query head, the record 2 bytes an element, which a GPU keeps for the next micro-batch; both go
         const int64_t record = on_cpu ? 0 : (int64_t) t.pos() * shape.n_head * shape.head_dim * 2 * shape.n_layer;
         const int64_t held = bytes_of(c).resident_bytes;
