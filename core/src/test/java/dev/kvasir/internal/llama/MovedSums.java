@@ -9,14 +9,20 @@ import java.lang.foreign.ValueLayout;
 /**
  * What was summed up of one head's moved queries and is not folded into its scores yet, with its
  * value rows.
- *
- * @param squares of the attention, by query head of the group and slot
- * @param output mean, by query head of the group
- * @param squaredLength of the output, mean, by query head of the group
- * @param values by slot
  */
-public record MovedSums(
-    float[][] squares, float[][] output, float[] squaredLength, float[][] values) {
+public final class MovedSums {
+  private final float[][] squares; // of the attention, by query head of the group and slot
+  private final float[][] output; // mean, by query head of the group
+  private final float[] squaredLength; // of the output, mean, by query head of the group
+  private final float[][] values; // by slot
+
+  private MovedSums(
+      float[][] squares, float[][] output, float[] squaredLength, float[][] values) {
+    this.squares = squares;
+    this.output = output;
+    this.squaredLength = squaredLength;
+    this.values = values;
+  }
 
   /** Reads those of a head. */
   public static MovedSums read(NativeContext context, int layer, int head) {
