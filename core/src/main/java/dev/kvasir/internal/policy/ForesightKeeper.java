@@ -237,6 +237,7 @@ final class ForesightKeeper {
     decided = false;
     profile = null;
     counts.clear();
+    record(0); // the mean outputs were of what is gone
     record(1);
   }
 

@@ -16,8 +16,7 @@ public final class MovedSums {
   private final float[] squaredLength; // of the output, mean, by query head of the group
   private final float[][] values; // by slot
 
-  private MovedSums(
-      float[][] squares, float[][] output, float[] squaredLength, float[][] values) {
+  private MovedSums(float[][] squares, float[][] output, float[] squaredLength, float[][] values) {
     this.squares = squares;
     this.output = output;
     this.squaredLength = squaredLength;
