@@ -26,6 +26,7 @@ class ConcurrentSessionsTest {
       List.of(
           CachePolicy.full(),
           CachePolicy.h2o(0.3).withMinimumTokens(1),
+          CachePolicy.foresight().withBudget(0.4).withMinimumTokens(1),
           CachePolicy.fastgen().withTarget(Target.budgetFraction(0.4)).withMinimumTokens(1),
           CachePolicy.uniform(0.2, 0.2).withMinimumTokens(1));
 

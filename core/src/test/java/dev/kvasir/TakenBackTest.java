@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvasir.cache.CachePolicy;
+import dev.kvasir.cache.MovedQueries;
 import dev.kvasir.cache.Pooling;
 import dev.kvasir.cache.Score;
 import dev.kvasir.cache.Target;
@@ -164,6 +165,40 @@ class TakenBackTest {
       for (int token : tokens(20, 12)) {
         sessions.both(token);
       }
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"u", "c", "c/4"})
+  void promptsWhoseQueriesAreMoved(String statistic) {
+    SessionOptions options =
+        TestModels.options()
+            .withCachePolicy(
+                CachePolicy.foresight()
+                    .withStatistic(MovedQueries.parse(statistic))
+                    .withBudget(0.4)
+                    .withMinimumTokens(200));
+    try (Sessions sessions = new Sessions(options)) {
+      sessions.cancel(tokens(300, 19), 128);
+      sessions.both(tokens(100, 20)); // summed up, and too short to choose by
+      sessions.cancel(tokens(300, 21), 256);
+      for (int token : tokens(20, 22)) {
+        sessions.both(token);
+      }
+      sessions.cancel(tokens(300, 23), 64); // with queries of steps in the record
+      sessions.both(9);
+      sessions.cancel(tokens(150, 24), 150); // in the last part
+      sessions.both(tokens(300, 25));
+      assertTrue(sessions.keptFraction() < 0.5, "kept " + sessions.keptFraction());
+      int step = 0;
+      for (int token : tokens(70, 26)) {
+        sessions.both(token);
+        if (++step == 30 || step == 64 || step == 65) { // while a choice waits, too
+          sessions.cancel(tokens(200, 27), 128);
+        }
+      }
+      sessions.both(tokens(100, 28));
+      assertEquals(sessions.alone.lossProfile(), sessions.other.lossProfile());
     }
   }
 

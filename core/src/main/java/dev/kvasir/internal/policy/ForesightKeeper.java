@@ -98,11 +98,11 @@ final class ForesightKeeper {
     return false;
   }
 
-  /** Before a prompt, and before it is marked. */
+  /**
+   * Before a prompt, and before it is marked. A choice that waits goes on waiting: it is made again
+   * behind the prompt, or goes its way if the prompt is taken back.
+   */
   void beforePrefill() {
-    if (asked != NONE) {
-      choose(asked, !decided);
-    }
     record(policy.statistic().stride());
   }
 
@@ -139,6 +139,7 @@ final class ForesightKeeper {
     if (counts.end() < length) {
       sum(length, ForesightKeeper::never);
     }
+    asked = NONE;
     int stride = policy.statistic().stride();
     fold(stride == 1 ? 1 : stride + 1);
     record(1);

@@ -231,10 +231,6 @@ class ForesightKeeperTest {
     }
 
     void begin() {
-      if (expected.asked >= 0) {
-        expected.choose(expected.asked);
-      }
-      expected.asked = -1;
       manager.beforePrefill(1);
       expected.stride = policy.statistic().stride();
     }
@@ -445,10 +441,6 @@ class ForesightKeeperTest {
   private void fail(Life life, int atLayer) {
     int before = life.manager.position();
     life.manager.beforePrefill(120);
-    if (life.expected.asked >= 0) { // the choice that waited is made
-      life.expected.choose(life.expected.asked);
-      life.expected.asked = -1;
-    }
     life.store.evaluate(60);
     assertTrue(life.manager.afterPart(before + 60, false, ForesightKeeperTest::never));
     life.store.evaluate(60);
