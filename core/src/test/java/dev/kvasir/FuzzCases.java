@@ -90,7 +90,7 @@ final class FuzzCases {
     Files.write(file, bytes(random));
     try {
       if (kind == Kind.GGUF) {
-        return load(file, number % 2 == 0);
+        return load(file, number % 2 == 0, number % 4 == 0);
       }
       return use(Profile.load(file));
     } catch (KvasirException e) {
@@ -127,11 +127,15 @@ final class FuzzCases {
         + message.substring(0, Math.min(message.length(), 200));
   }
 
-  private static String load(Path file, boolean adaptive) {
+  private static String load(Path file, boolean adaptive, boolean foresight) {
     try (Model model = Model.load(file, ModelOptions.defaults().withAdaptiveCache(adaptive))) {
       int[] tokens = model.tokenize(" w1 w2 \u00e9\n<s>x", true, true);
       model.detokenize(tokens);
-      SessionOptions options = adaptive ? OPTIONS.withCachePolicy(CachePolicy.fastgen()) : OPTIONS;
+      CachePolicy policy =
+          foresight
+              ? CachePolicy.foresight().withMinimumTokens(8).withBudget(0.7)
+              : adaptive ? CachePolicy.fastgen() : CachePolicy.full();
+      SessionOptions options = OPTIONS.withCachePolicy(policy);
       try (Session session = model.newSession(options)) {
         int[] some = new int[20];
         for (int i = 0; i < some.length; i++) {

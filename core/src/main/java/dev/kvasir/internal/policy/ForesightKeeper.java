@@ -23,7 +23,7 @@ final class ForesightKeeper {
   /** Tokens after which the choice is carried out. */
   private static final int LATER = 2;
 
-  /** Half of twice a slot's share in the loss, which is squared: see {@link Foresight}. */
+  /** The factor of {@link Foresight}'s loss: the same for all slots, so no choice depends on it. */
   private static final float LOSS = 4;
 
   private static final int NONE = -1;
