@@ -9,7 +9,8 @@ namespace kvasir::cuda {
 
 namespace {
 
-constexpr int32_t FEW_ENTRIES = 256; // of a record that stay when less is recorded than before
+constexpr int32_t FEW_ENTRIES  = 256; // of a record that stay when less is recorded than before
+constexpr size_t  MOST_RETIRED = (size_t) 8 << 20; // bytes of a layer that wait for a time when nobody waits for the device
 
 int64_t whole_pages_of(int64_t slots) { return (std::max<int64_t>(slots, 1) + PAGE_SLOTS - 1) / PAGE_SLOTS * PAGE_SLOTS; }
 
@@ -109,12 +110,19 @@ device_buffer cuda_moved::take(size_t bytes) const {
     return memory;
 }
 
-// To give memory back the device has to be waited for: later, between two turns.
+// To give memory back the device has to be waited for: later, between two turns, unless it is much.
 void cuda_moved::retire(device_buffer & memory) {
     if (memory.size() > 0) {
         retired_.push_back(std::move(memory));
     }
     memory = device_buffer();
+    size_t bytes = 0;
+    for (const device_buffer & b : retired_) {
+        bytes += b.size();
+    }
+    if (bytes > MOST_RETIRED) {
+        free_retired();
+    }
 }
 
 void cuda_moved::free_retired() {
@@ -162,7 +170,7 @@ void cuda_moved::room(int32_t entries) {
     }
     if (wanted > record_.size()) {
         current_context current(store_->device().primary());
-        device_buffer more = take(std::max({wanted, record_.size() / 2 * 3, moved_block_tokens * entry_bytes_}));
+        device_buffer more = take(std::max({wanted, entries_ > 0 ? 2 * record_.size() : 0, moved_block_tokens * entry_bytes_}));
         if (entries_ > 0) {
             check(cu().cuMemcpyDtoDAsync(more.at(), record_.at(), (size_t) entries_ * entry_bytes_, store_->queue()), "copying recorded queries");
         }
@@ -273,6 +281,7 @@ void cuda_moved::sum(const std::vector<moved_block> & blocks, const std::vector<
     }
     moved_books & tables = books();
     store_->scratch(scratch);
+    run_resets();
     reserve_sums();
     store_->run_queued();
     rows_.label();
@@ -321,6 +330,7 @@ void cuda_moved::sum(const std::vector<moved_block> & blocks, const std::vector<
 void cuda_moved::read(int head, float * p, float * squares_to) {
     current_context current(store_->device().primary());
     const auto    group = (size_t) (l_.n_head / l_.n_head_kv), n = (size_t) l_.lengths[(size_t) head];
+    run_resets();
     const size_t  there = now_.held ? std::min(n, (size_t) now_.capacity) : 0;
     for (const auto & [from, to] : {std::pair(now_.memory.at(), p), std::pair(squares(now_), squares_to)}) {
         if (!to) {
@@ -357,6 +367,7 @@ void cuda_moved::fold(int64_t n_outputs, const float * weights, int32_t smooth, 
     const size_t n_mean = (size_t) l_.n_head * (size_t) dim() * sizeof(float), scratch = n_mean + (size_t) l_.n_head * sizeof(float);
     store_->run_queued();
     rows_.label();
+    run_resets();
     char * const  mean   = (char *) store_->scratch(scratch);
     moved_books & tables = books();
     tables.next();
@@ -374,12 +385,13 @@ void cuda_moved::fold(int64_t n_outputs, const float * weights, int32_t smooth, 
         start(moved_fold_launch(f.pages, longest()), f);
     }
     tables.used(store_->queue());
-    now_.held = false;
+    now_.held = false; // moved_means has cleared the sums of outputs
 }
 
 void cuda_moved::clear_sums() {
     current_context current(store_->device().primary());
     now_.held = false;
+    resets_.clear();
     clear(NOW);
 }
 
@@ -390,12 +402,14 @@ void cuda_moved::clear_folded() { // the cache holds nothing: the memory goes ba
     retire(now_.memory);
     now_     = sums();
     entries_ = 0;
+    resets_.clear();
     free_retired();
     account();
 }
 
 void cuda_moved::set_sums_aside() {
     current_context current(store_->device().primary());
+    run_resets();
     if (now_.held) {
         sums copy;
         copy.memory = take(now_.memory.size());
@@ -410,6 +424,7 @@ void cuda_moved::set_sums_aside() {
 
 void cuda_moved::bring_sums_back() {
     current_context current(store_->device().primary());
+    resets_.clear();
     if (aside_.held) {
         std::swap(now_.memory, aside_.memory);
         std::swap(now_.capacity, aside_.capacity);
@@ -420,21 +435,27 @@ void cuda_moved::bring_sums_back() {
 }
 
 void cuda_moved::drop_sums_aside() {
+    current_context current(store_->device().primary());
     retire(aside_.memory);
     aside_ = sums();
     account();
 }
 
+// A ring of cells gives many slots to other tokens, one after another.
 void cuda_moved::reset_slots(int head, int32_t first, int32_t n) {
     const auto end = (int32_t) std::min<int64_t>((int64_t) first + n, now_.capacity);
-    if (!now_.held || end <= first) {
-        return;
+    if (now_.held && end > first) {
+        resets_.push_back({0, head, first, end});
     }
-    current_context current(store_->device().primary());
-    const int32_t group = l_.n_head / l_.n_head_kv;
-    const size_t  at    = (size_t) head * (size_t) group * (size_t) now_.capacity * sizeof(float);
-    const moved_reset_params p{(float *) (now_.memory.at() + at), (float *) (squares(now_) + at), now_.capacity, first, end};
-    start(moved_reset_launch(group, end - first), p);
+}
+
+void cuda_moved::run_resets() {
+    if (now_.held && !resets_.empty()) {
+        const auto * items = (const move_item *) store_->upload(resets_.data(), resets_.size() * sizeof resets_[0]);
+        const moved_reset_params p{(float *) now_.memory.at(), (float *) squares(now_), now_.capacity, items, (int32_t) resets_.size(), l_.n_head / l_.n_head_kv};
+        start(moved_reset_launch(p.n_items), p);
+    }
+    resets_.clear();
 }
 
 } // namespace kvasir::cuda

@@ -79,6 +79,7 @@ private:
     device_buffer               record_, omega_, outputs_;
     int32_t                     entries_ = 0;
     sums                        now_, aside_;
+    std::vector<move_item>      resets_;  // slots of the sums that begin at 0 again, before these are used next
     std::vector<device_buffer>  retired_; // kernels that are queued may read them
     size_t                      accounted_ = 0;
 
@@ -89,6 +90,7 @@ private:
     void          free_retired();
     void          account();
     void          reserve_sums();
+    void          run_resets();
     size_t        outputs_bytes() const { return (size_t) l_.n_head * (size_t) (dim() + 1) * sizeof(double); }
     device_ptr    outputs(part p) const { return outputs_.at(p * outputs_bytes()); }
     device_ptr    lengths(part p) const { return outputs(p) + (size_t) l_.n_head * (size_t) dim() * sizeof(double); }

@@ -735,10 +735,17 @@ extern "C" __global__ void __launch_bounds__(256) moved_fold(const __grid_consta
     }
 }
 
+// a warp has an item
 extern "C" __global__ void __launch_bounds__(256) moved_reset(const __grid_constant__ kvasir::cuda::moved_reset_params p) {
-    const int32_t slot = p.first + blockIdx.x * 256 + threadIdx.x;
-    if (slot < p.end) {
-        p.p[blockIdx.y * p.capacity + slot] = 0.0f;
-        p.squares[blockIdx.y * p.capacity + slot] = 0.0f;
+    const int32_t i = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (i >= p.n_items) {
+        return;
+    }
+    const kvasir::cuda::move_item item = p.items[i];
+    const int32_t n = item.to - item.from;
+    for (int64_t x = lane; x < (int64_t) p.group * n; x += 32) {
+        const size_t at = (size_t) (item.head * p.group + x / n) * p.capacity + item.from + x % n;
+        p.p[at]       = 0.0f;
+        p.squares[at] = 0.0f;
     }
 }

@@ -6,7 +6,7 @@
 // columns. All in a fixed order: results are always the same ones.
 #pragma once
 
-#include "prefill.h"
+#include "store_ops.h"
 
 namespace kvasir::cuda {
 
@@ -148,13 +148,14 @@ inline launch moved_fold_launch(const layer_pages & pages, int32_t longest) {
     return {"moved_fold", (uint32_t) ((longest + BLOCK_SLOTS - 1) / BLOCK_SLOTS), (uint32_t) pages.n_head_kv, 256, (uint32_t) (pages.format.dim_v * BLOCK_SLOTS * 4)};
 }
 
-// sums of slots [first, end) of the query heads of a group are 0 again; p: of the first one
+// sums of slots [from, to) of the query heads of KV heads are 0 again
 struct moved_reset_params {
-    float * p;
-    float * squares;
-    int64_t capacity;
-    int32_t first, end;
+    float *           p;
+    float *           squares;
+    int64_t           capacity;
+    const move_item * items;
+    int32_t           n_items, group;
 };
-inline launch moved_reset_launch(int32_t group, int32_t n) { return {"moved_reset", (uint32_t) ((n + 255) / 256), (uint32_t) group, 256, 0}; }
+inline launch moved_reset_launch(int32_t n_items) { return {"moved_reset", (uint32_t) ((n_items + 7) / 8), 1, 256, 0}; }
 
 } // namespace kvasir::cuda
