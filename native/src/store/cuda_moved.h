@@ -13,7 +13,7 @@ namespace kvasir::cuda {
 // waits for one whose host is less than a few micro-batches ahead.
 class moved_books {
 public:
-    static constexpr size_t COUNT = 128, ROWS = (size_t) MOVED_ROWS * sizeof(moved_row), MOST_HEADS = 1024, BYTES = ROWS + MOST_HEADS * sizeof(int32_t) * 2;
+    static constexpr size_t COUNT = 256, ROWS = (size_t) MOVED_ROWS * sizeof(moved_row), MOST_HEADS = 1024, BYTES = ROWS + MOST_HEADS * sizeof(int32_t) * 2;
     explicit moved_books(bool settled); // throws
     ~moved_books();
     moved_books(const moved_books &) = delete;
