@@ -373,7 +373,7 @@ void store_graph::prepare_attention(const found_node & f, int n_threads) {
         if (native && a.n_stream == 1 && a.mask_n_head == 1 && a.n_tokens <= few_tokens) { // one mask serves many layers
             if (open_mask_ != mask->data) {
                 open_mask_  = mask->data;
-                open_cells_ = (int32_t) open_cells(a.mask, mask->nb[1], a.n_tokens, mask->ne[0]);
+                open_cells_ = (int32_t) open_cells(a.mask, a.mask_nb[1], a.n_tokens, mask->ne[0]);
             }
             a.mask_open = open_cells_;
         }
