@@ -65,7 +65,7 @@ class BadInputTest {
         "chat --kv-policy foresight --kv-budget 512M | 35%",
         "chat --kv-policy foresight --kv-statistic c/3 | c/8",
         "chat --kv-policy foresight --kv-statistic u,c | one statistic",
-        "chat --kv-statistic u | --kv-policy foresight",
+        "chat --kv-recovery 0.9 --kv-statistic u | --kv-policy foresight",
         "chat --kv-policy full --kv-head-weights w.json | --kv-policy foresight",
         "profile | --file",
         "profile -f text --kv-policy full | profile",

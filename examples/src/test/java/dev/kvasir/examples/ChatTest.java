@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvasir.cache.LossProfile;
 import dev.kvasir.cache.Profile;
 import dev.kvasir.cache.Target;
 import java.io.IOException;
@@ -78,6 +79,34 @@ class ChatTest {
     assertTrue(run.err().contains("no command /what"), run::err);
     assertTrue(run.err().contains("\n0 tokens;"), run::err); // after /clear
     assertFalse(Files.exists(file));
+  }
+
+  @Test
+  void nobodyAskedSoForesightHoldsThirtyFivePercent() throws IOException {
+    var text = Files.writeString(directory.resolve("text.txt"), Texts.harbour(3000));
+    var losses = directory.resolve("losses.json");
+    var run =
+        CommandLineRun.onModel(
+            "/cache\n/heads\n/save " + losses + "\n",
+            "chat",
+            "-f",
+            text.toString(),
+            "-n",
+            "1",
+            "-i");
+    assertEquals(0, run.exitCode(), run::err);
+    var total =
+        run.err()
+            .lines()
+            .filter(line -> line.startsWith("foresight "))
+            .findFirst()
+            .orElseThrow(() -> new AssertionError(run.err()));
+    double kept = Double.parseDouble(total.strip().split("\\s+", -1)[4].replace("%", ""));
+    assertTrue(kept > 45 && kept < 70, total); // 35% of f16's bytes, in slots of q8_0
+    assertTrue(run.err().contains("KV head 2  " + "o".repeat(30)), run::err);
+    var profile = LossProfile.load(losses);
+    assertEquals(0.35, profile.budget(), 1e-9);
+    assertTrue(profile.bytesAt(0.35) > profile.bytesAt(0.2));
   }
 
   @Test

@@ -1,5 +1,6 @@
 package dev.kvasir.examples.chat;
 
+import dev.kvasir.KvType;
 import dev.kvasir.KvasirException;
 import dev.kvasir.SessionOptions;
 import dev.kvasir.StopReason;
@@ -14,6 +15,7 @@ import dev.kvasir.examples.terminal.CommandFailure;
 import dev.kvasir.examples.terminal.StandardStreams;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
@@ -87,10 +89,10 @@ public final class ChatCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    var options = options();
+    var choices = choices();
     var first = firstMessage();
     try (var loaded = model.load(streams, cache.adaptive());
-        var conversation = new Conversation(loaded, options, streams, streams.errTerminal())) {
+        var conversation = new Conversation(loaded, choices, streams, streams.errTerminal())) {
       int exitCode = 0;
       if (first != null) {
         exitCode = exitCode(conversation.answer(first));
@@ -107,16 +109,30 @@ public final class ChatCommand implements Callable<Integer> {
     }
   }
 
-  private SessionOptions options() {
+  /**
+   * What the session is to be opened with, the best first. Where nobody says how the cache is held
+   * it is Foresight on q8_0, or what the model has a path for.
+   */
+  private List<SessionOptions> choices() {
+    if (saveProfile != null || !cache.leavesPolicyOpen()) {
+      return List.of(options(cache.over(context.over(session.options()))));
+    }
+    var foresight = options(cache.foresightOver(context.over(session.options())));
+    var fallback = options(cache.fastgenOver(context.over(session.options())));
+    return session.typesGiven()
+        ? List.of(foresight, fallback)
+        : List.of(
+            foresight.withKeyType(KvType.Q8_0).withValueType(KvType.Q8_0), foresight, fallback);
+  }
+
+  private SessionOptions options(SessionOptions held) {
     if (maxTokens < -1) {
       throw new ParameterException(
           command.commandLine(),
           "Invalid value for option '--predict': " + maxTokens + " (-1 is no limit)");
     }
     var options =
-        cache
-            .over(context.over(session.options()))
-            .withSampling(sampling.sampling())
+        held.withSampling(sampling.sampling())
             .withSystemPrompt(systemPrompt)
             .withMaxTokens(Math.max(0, maxTokens));
     if (saveProfile != null) {

@@ -1,6 +1,10 @@
 package dev.kvasir.examples.chat;
 
 import dev.kvasir.Session;
+import dev.kvasir.cache.FastGen;
+import dev.kvasir.cache.Foresight;
+import dev.kvasir.cache.LossProfile;
+import dev.kvasir.cache.Profile;
 import dev.kvasir.examples.profile.HeadMap;
 import dev.kvasir.examples.terminal.StandardStreams;
 import java.nio.file.Path;
@@ -82,25 +86,31 @@ final class Commands {
       streams.err().println("/save needs a file name");
       return;
     }
-    session
-        .profile()
+    var profile = session.profile();
+    var losses = session.lossProfile();
+    profile.ifPresent(value -> value.save(Path.of(file)));
+    losses.ifPresent(value -> value.save(Path.of(file)));
+    profile
+        .map(Profile::tokens)
+        .or(() -> losses.map(LossProfile::tokens))
         .ifPresentOrElse(
-            profile -> {
-              profile.save(Path.of(file));
-              streams
-                  .err()
-                  .println(
-                      "Saved the profile of %d tokens to %s.".formatted(profile.tokens(), file));
-            },
+            tokens ->
+                streams
+                    .err()
+                    .println("Saved the profile of %d tokens to %s.".formatted(tokens, file)),
             () -> streams.err().println(noProfile(session)));
+  }
+
+  private static String noProfileYet(Session session, int minimumTokens) {
+    return "There is no profile yet: the conversation has %d tokens, and it is profiled from %d on."
+        .formatted(session.position(), minimumTokens);
   }
 
   /** Why there is no profile yet. */
   static String noProfile(Session session) {
     return switch (session.options().cachePolicy()) {
-      case dev.kvasir.cache.FastGen fastgen ->
-          "There is no profile yet: the conversation has %d tokens, and it is profiled from %d on."
-              .formatted(session.position(), fastgen.minimumTokens());
+      case FastGen fastgen -> noProfileYet(session, fastgen.minimumTokens());
+      case Foresight foresight -> noProfileYet(session, foresight.minimumTokens());
       default -> "There is no profile: the cache policy does not need one.";
     };
   }

@@ -8,6 +8,7 @@ import dev.kvasir.StopReason;
 import dev.kvasir.examples.terminal.ProgressBar;
 import dev.kvasir.examples.terminal.StandardStreams;
 import dev.kvasir.examples.terminal.Units;
+import java.util.List;
 import java.util.Optional;
 
 /** A session whose answers go to standard output as they come. */
@@ -20,13 +21,19 @@ final class Conversation implements AutoCloseable {
   /**
    * Opens the session.
    *
+   * @param choices the options to open it with, the best first: the first ones that the model has a
+   *     path for
    * @param remarks whether counts and times follow every answer
    */
-  Conversation(Model model, SessionOptions options, StandardStreams streams, boolean remarks) {
+  Conversation(
+      Model model, List<SessionOptions> choices, StandardStreams streams, boolean remarks) {
     this.streams = streams;
     this.remarks = remarks;
     this.prefill = new ProgressBar(streams, "Reading");
-    this.session = model.newSession(options.withPrefillListener(this::prefilled));
+    this.session =
+        OpenedSession.of(
+            model,
+            choices.stream().map(options -> options.withPrefillListener(this::prefilled)).toList());
   }
 
   private void prefilled(int done, int total) {

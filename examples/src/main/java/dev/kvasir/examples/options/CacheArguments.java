@@ -35,7 +35,7 @@ public final class CacheArguments {
       paramLabel = "none|full|fastgen|foresight",
       description =
           "Keep everything, or per KV head what a profile of the prompt asks for, or what the prompt's queries would take if they came after"
-              + " it; none: unmodified llama.cpp, for models that the adaptive cache has no path for. Default: fastgen.")
+              + " it; none: unmodified llama.cpp, for models that the adaptive cache has no path for. Default: fastgen; of a chat foresight, or fastgen where only that has what is asked for.")
   private @Nullable Policy policy;
 
   @Option(
@@ -123,6 +123,31 @@ public final class CacheArguments {
     }
     var chosen = fastgen.policy();
     return options.withCachePolicy(target == null ? chosen : chosen.withTarget(target));
+  }
+
+  /**
+   * Whether nothing was said of how the cache is held, but perhaps how much of it, or what
+   * Foresight is to do.
+   */
+  public boolean leavesPolicyOpen() {
+    return policy == null
+        && recovery == null
+        && profile == null
+        && !fastgen.given()
+        && (budget == null || budget instanceof Target.BudgetFraction);
+  }
+
+  /** As {@link #over} with Foresight, where the policy was left open. */
+  public SessionOptions foresightOver(SessionOptions defaults) {
+    return Given.over(command, defaults, limit, SessionOptions::withCacheMemoryLimit, "--kv-limit")
+        .withCachePolicy(foresight());
+  }
+
+  /** As {@link #over} with FastGen, where the policy was left open. */
+  public SessionOptions fastgenOver(SessionOptions defaults) {
+    var chosen = fastgen.policy();
+    return Given.over(command, defaults, limit, SessionOptions::withCacheMemoryLimit, "--kv-limit")
+        .withCachePolicy(budget == null ? chosen : chosen.withTarget(budget));
   }
 
   private Foresight foresight() {

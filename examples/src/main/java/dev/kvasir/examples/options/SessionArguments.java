@@ -41,14 +41,15 @@ public final class SessionArguments {
       paramLabel = "TYPE",
       converter = KvTypeConverter.class,
       description =
-          "Type of the cached keys: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0. Default: f16.")
+          "Type of the cached keys: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0. Default: f16; of a chat with the default policy q8_0.")
   private @Nullable KvType keyType;
 
   @Option(
       names = {"-ctv", "--cache-type-v"},
       paramLabel = "TYPE",
       converter = KvTypeConverter.class,
-      description = "Type of the cached values. Default: f16.")
+      description =
+          "Type of the cached values. Default: f16; of a chat with the default policy q8_0.")
   private @Nullable KvType valueType;
 
   /** Called by picocli, which sets the command. */

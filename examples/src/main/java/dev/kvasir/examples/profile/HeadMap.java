@@ -113,7 +113,9 @@ public final class HeadMap {
       default -> {
         boolean frequent = policy.contains("frequent");
         boolean local = policy.contains("local");
-        yield frequent && local ? 'b' : frequent ? 'f' : local ? 'l' : '+';
+        yield policy.startsWith("foresight")
+            ? 'o'
+            : frequent && local ? 'b' : frequent ? 'f' : local ? 'l' : '+';
       }
     };
   }
@@ -127,6 +129,7 @@ public final class HeadMap {
     meaning.put('l', "local");
     meaning.put('f', "frequent");
     meaning.put('b', "frequent and local");
+    meaning.put('o', "what later queries would take");
     meaning.put('+', "other");
     meaning.put('#', "everything");
     meaning.put('?', "undecided, everything so far");
