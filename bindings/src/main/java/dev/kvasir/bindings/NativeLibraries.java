@@ -6,6 +6,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
@@ -30,7 +31,11 @@ public final class NativeLibraries {
   public static final String PATH_VARIABLE = "KVASIR_LIBRARY_PATH";
 
   // Dependencies first: then every one is found, whatever its run path says.
-  private static final List<String> LOAD_ORDER = List.of("ggml-base", "ggml", "llama", "kvasir");
+  private static final List<String> LOAD_ORDER =
+      List.of("ggml-base", "ggml", "llama", "llama-common", "kvasir");
+
+  // Renders the models' own chat templates; a build of llama.cpp may come without it.
+  private static final String OPTIONAL = "llama-common";
 
   // What there are jars of, in the order in which ggml itself would look for them: the devices of
   // the first come first wherever devices are listed.
@@ -141,22 +146,23 @@ public final class NativeLibraries {
     List<Path> libraries = new ArrayList<>();
     for (String name : LOAD_ORDER) {
       Pattern pattern = Pattern.compile(platform.libraryPattern(name));
-      libraries.add(
+      Optional<Path> library =
           files.stream()
               .filter(file -> pattern.matcher(file.getFileName().toString()).matches())
-              .findFirst()
-              .orElseThrow(
-                  () ->
-                      new NativeLoadException(
-                          "The library directory "
-                              + directory
-                              + " holds no "
-                              + name
-                              + " library (a file whose name matches "
-                              + pattern
-                              + "). Check -D"
-                              + PATH_PROPERTY
-                              + ".")));
+              .findFirst();
+      if (library.isEmpty() && !name.equals(OPTIONAL)) {
+        throw new NativeLoadException(
+            "The library directory "
+                + directory
+                + " holds no "
+                + name
+                + " library (a file whose name matches "
+                + pattern
+                + "). Check -D"
+                + PATH_PROPERTY
+                + ".");
+      }
+      library.ifPresent(libraries::add);
     }
     return libraries;
   }

@@ -58,6 +58,15 @@ class NativeLibrariesTest {
       Files.createFile(directory.resolve(name));
     }
     assertEquals(
+        List.of(
+            "libggml-base.so.0",
+            "libggml.so",
+            "libllama.so.0",
+            "libllama-common.so.0",
+            "libkvasir.so"),
+        names());
+    Files.delete(directory.resolve("libllama-common.so.0"));
+    assertEquals(
         List.of("libggml-base.so.0", "libggml.so", "libllama.so.0", "libkvasir.so"), names());
   }
 
@@ -106,7 +115,11 @@ class NativeLibrariesTest {
     }
     assertEquals(
         List.of(
-            "libggml-base.so", "libggml.cuda.v0.5.0.so", "libllama.cuda.v0.5.0.so", "libkvasir.so"),
+            "libggml-base.so",
+            "libggml.cuda.v0.5.0.so",
+            "libllama.cuda.v0.5.0.so",
+            "libllama-common.so",
+            "libkvasir.so"),
         names());
   }
 
