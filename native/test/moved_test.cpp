@@ -133,7 +133,8 @@ accuracy & compare(const char * what, accuracy & worst, const head & h, const su
     worst.squares = std::max(worst.squares, squares);
     worst.output  = std::max(worst.output, output);
     worst.length2 = std::max(worst.length2, length2);
-    CHECK(p < tolerance && squares < 2 * tolerance && output < 5 * tolerance && length2 < 5 * tolerance && largest_difference(want.p, got.p) < tolerance * (double) want.n,
+    // a square has twice the relative error of its p, and weighs large ones more
+    CHECK(p < tolerance && squares < 3 * tolerance && output < 5 * tolerance && length2 < 5 * tolerance && largest_difference(want.p, got.p) < tolerance * (double) want.n,
           "%s, layer %d head %d: p %.2e, squares %.2e, output %.2e, its length %.2e, the largest difference of p %.2e of %d queries", what, h.il, h.index, p, squares, output, length2,
           largest_difference(want.p, got.p), (int) want.n);
     return worst;
@@ -631,9 +632,9 @@ void test_limit() {
         CHECK(kvasir_moved_sum(c.cache, 0, t.pos(), 1, &n) == KVASIR_OUT_OF_MEMORY && strstr(kvasir_last_error(), "limit"), "%s", kvasir_last_error());
         CHECK(read_all(c) == before, "sums that found no room have changed");
         std::vector<float> logits;
-        const auto         tokens = random_tokens(30, 9);
+        const auto         tokens = random_tokens(100, 9); // more than a GPU's pages have room for
         log_errors(false);
-        CHECK(c.try_decode(tokens.data(), 30, t.pos(), logits) == KVASIR_OUT_OF_MEMORY, "%s", kvasir_last_error());
+        CHECK(c.try_decode(tokens.data(), 100, t.pos(), logits) == KVASIR_OUT_OF_MEMORY, "%s", kvasir_last_error());
         log_errors(true);
         drop_from(c, t.pos());
         CHECK(read_all(c) == before, "tokens that found no room have changed the sums");
