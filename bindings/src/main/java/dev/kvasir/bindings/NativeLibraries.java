@@ -34,7 +34,9 @@ public final class NativeLibraries {
   private static final List<String> LOAD_ORDER =
       List.of("ggml-base", "ggml", "llama", "llama-common", "kvasir");
 
-  // Renders the models' own chat templates; a build of llama.cpp may come without it.
+  // Nothing here calls it. But with a build of llama.cpp that exports a libstdc++ of its own, the
+  // JVM ended while
+  // a model was loaded when this library was not; a build may come without it.
   private static final String OPTIONAL = "llama-common";
 
   // What there are jars of, in the order in which ggml itself would look for them: the devices of

@@ -158,7 +158,8 @@ final class NativeCacheStore implements CacheStore {
   /** K and V bytes of a slot as f16; latent attention has no rows of V. */
   private static long halfBytes(MemorySegment info) {
     int keyDim = kvasir_layer_info.head_dim_k(info);
-    long keyBytes = NativeApi.ggml_row_size(kvasir_layer_info.type_k(info), keyDim);
+    int type = kvasir_layer_info.type_k(info); // one that the store takes
+    long keyBytes = keyDim / NativeApi.ggml_blck_size(type) * NativeApi.ggml_type_size(type);
     boolean keysOnly = kvasir_layer_info.slot_bytes(info) == keyBytes;
     return Short.BYTES * (long) (keyDim + (keysOnly ? 0 : kvasir_layer_info.head_dim_v(info)));
   }
