@@ -20,7 +20,10 @@ public record MovedQueries(boolean reading, int stride) {
     }
   }
 
-  /** Every query, over what is there after its micro-batch: half the work, and no memory. */
+  /**
+   * Every query, over what is there after its micro-batch: half the work, and memory for the
+   * queries of one micro-batch only.
+   */
   public static MovedQueries whileReading() {
     return new MovedQueries(true, 1);
   }
