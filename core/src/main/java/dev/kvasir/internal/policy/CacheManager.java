@@ -461,7 +461,11 @@ public final class CacheManager {
     }
     store.readAhead(); // forgets what was
     if (foresight != null) {
-      foresight.clear();
+      try {
+        foresight.clear();
+      } catch (RuntimeException | Error e) { // recording begins anew, which may find no memory
+        giveUp(e);
+      }
     }
   }
 

@@ -496,10 +496,15 @@ public class FakeStore implements CacheStore {
     return stride;
   }
 
+  boolean noRoomToRecord;
+
   @Override
   public void recordQueries(int stride) {
     if (stride != 0 && stride != 1 && stride != 2 && stride != 4 && stride != 8) {
       throw new AssertionError("stride " + stride);
+    }
+    if (stride != 0 && noRoomToRecord) {
+      throw new IllegalStateException("no room to record queries");
     }
     this.stride = stride;
     if (stride == 0) {

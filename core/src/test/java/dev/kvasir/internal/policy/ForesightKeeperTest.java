@@ -17,6 +17,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Optional;
 import java.util.Random;
 import java.util.Set;
 import java.util.TreeMap;
@@ -480,6 +481,18 @@ class ForesightKeeperTest {
     life.manager.prepareStep();
     life.manager.afterDecodeStep(3);
     assertTrue(life.store.slots(0, 0) < before + 3, "chosen two tokens later");
+  }
+
+  @Test
+  void aClearedSequenceWithoutRoomToRecordKeepsEverything() {
+    var store = store();
+    var manager = new CacheManager(store, policy("u").withBudget(0.5), null, new FakeKinds());
+    store.noRoomToRecord = true;
+    manager.clear();
+    assertEquals(Optional.of("no room to record queries"), manager.report().policyFailure());
+    store.noRoomToRecord = false;
+    manager.clear();
+    assertEquals(Optional.empty(), manager.report().policyFailure());
   }
 
   @Test
