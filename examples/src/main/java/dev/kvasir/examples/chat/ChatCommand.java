@@ -118,11 +118,17 @@ public final class ChatCommand implements Callable<Integer> {
       return List.of(options(cache.over(context.over(session.options()))));
     }
     var foresight = options(cache.foresightOver(context.over(session.options())));
+    if (cache.asksOfForesight()) {
+      return session.typesGiven() ? List.of(foresight) : List.of(onQ8(foresight), foresight);
+    }
     var fallback = options(cache.fastgenOver(context.over(session.options())));
     return session.typesGiven()
         ? List.of(foresight, fallback)
-        : List.of(
-            foresight.withKeyType(KvType.Q8_0).withValueType(KvType.Q8_0), foresight, fallback);
+        : List.of(onQ8(foresight), foresight, fallback);
+  }
+
+  private static SessionOptions onQ8(SessionOptions options) {
+    return options.withKeyType(KvType.Q8_0).withValueType(KvType.Q8_0);
   }
 
   private SessionOptions options(SessionOptions held) {

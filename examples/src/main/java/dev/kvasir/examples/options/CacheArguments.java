@@ -137,6 +137,11 @@ public final class CacheArguments {
         && (budget == null || budget instanceof Target.BudgetFraction);
   }
 
+  /** Whether something was said that only Foresight does. */
+  public boolean asksOfForesight() {
+    return foresight.given();
+  }
+
   /** As {@link #over} with Foresight, where the policy was left open. */
   public SessionOptions foresightOver(SessionOptions defaults) {
     return Given.over(command, defaults, limit, SessionOptions::withCacheMemoryLimit, "--kv-limit")

@@ -1,5 +1,6 @@
 package dev.kvasir.examples.profile;
 
+import dev.kvasir.Session;
 import dev.kvasir.cache.CacheReport;
 import dev.kvasir.cache.FastGen;
 import dev.kvasir.cache.Foresight;
@@ -89,12 +90,18 @@ public final class ProfileCommand implements Callable<Integer> {
       opened.evaluate(tokens);
       bar.clear();
       if (options.cachePolicy() instanceof Foresight) {
-        show(opened.lossProfile().orElseThrow(), opened.cacheReport());
+        show(opened.lossProfile().orElseThrow(() -> none(opened)), opened.cacheReport());
       } else {
-        show(opened.profile().orElseThrow(), opened.cacheReport());
+        show(opened.profile().orElseThrow(() -> none(opened)), opened.cacheReport());
       }
       return 0;
     }
+  }
+
+  private static CommandFailure none(Session session) {
+    return new CommandFailure(
+        "There is no profile: "
+            + session.cacheReport().policyFailure().orElse("the policy has not decided"));
   }
 
   private void show(Profile profile, CacheReport report) {
