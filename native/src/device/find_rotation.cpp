@@ -1,5 +1,7 @@
 #include "find_rotation.h"
 
+#include "rope.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,12 +9,6 @@
 namespace kvasir {
 
 namespace {
-
-float rope_float(const ggml_tensor * rope, int i) {
-    float x;
-    memcpy(&x, &rope->op_params[i], sizeof x);
-    return x;
-}
 
 // ggml_rope_cache_init and rope_yarn: the angle is linear in the position, so a pair has one frequency
 std::vector<double> frequencies(const ggml_tensor * rope) {

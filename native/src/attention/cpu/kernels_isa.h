@@ -916,6 +916,61 @@ template <int N> inline void exponentials(float * s, int32_t n, int32_t lanes, c
     }
 }
 
+// the running maximum, and with it sum and outputs, follow the scores; false: all weights of the block are negligible
+inline bool follow_maximum(const float * s, int32_t n, int32_t lanes, float * max, float * sum, float * o, int32_t dvp) {
+    bool any = false;
+    for (int32_t c = 0; c < lanes; c += VL) {
+        vf top = vload(s + c), odd = top;
+        int32_t t = 1;
+        for (; t + 1 < n; t += 2) {
+            top = vmax(top, vload(s + t * lanes + c));
+            odd = vmax(odd, vload(s + (t + 1) * lanes + c));
+        }
+        top = vmax(top, odd);
+        if (t < n) {
+            top = vmax(top, vload(s + t * lanes + c));
+        }
+        const vf old = vload(max + c);
+        if (any_greater(top, old + rescale_at)) {
+            const vf m = vmax(old, top), f = vexp2(old - m);
+            vstore(max + c, m);
+            vstore(sum + c, vload(sum + c) * f);
+            for (int i = 0; o && i < VL; i++) {
+                if (f[i] != 1.0f) {
+                    float * row = o + (size_t) (c + i) * dvp;
+                    for (int32_t d = 0; d < dvp; d += VL) {
+                        vstore(row + d, vload(row + d) * f[i]);
+                    }
+                }
+            }
+        }
+        any |= any_greater(top, vload(max + c) + negligible);
+    }
+    return any;
+}
+
+inline void block_exponentials(float * s, int32_t n, int32_t lanes, const float * max, float * sum) {
+    int32_t c = 0;
+    for (; c + chains * VL <= lanes; c += chains * VL) {
+        exponentials<chains>(s + c, n, lanes, max + c, sum + c);
+    }
+    for (; c < lanes; c += VL) {
+        exponentials<1>(s + c, n, lanes, max + c, sum + c);
+    }
+}
+
+// keys of n slots from slot on, a multiple of 16 where they are tiled, to floats; where they are not [n][dkp]
+inline void keys_to_f32(const row_format & f, const head_store & h, int32_t slot, int32_t n, int32_t dkp, float * k) {
+    const char * src = h.k + (size_t) slot * f.row_bytes;
+    if (!f.tiled) {
+        block_to_f32(f, src, n, k, dkp);
+    } else if (f.type == GGML_TYPE_F16) {
+        tiles_to_f32<row_f16>((const uint16_t *) src, round_up(n, 16) * f.dim, k);
+    } else {
+        tiles_to_f32<row_bf16>((const uint16_t *) src, round_up(n, 16) * f.dim, k);
+    }
+}
+
 void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
     const attention_node & node = job.node;
     const head_store & h = node.heads[unit.head];
@@ -964,14 +1019,7 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
                 prefill_mask(node, h, stream, first_head, unit, slot, n, lanes, mask);
             }
         }
-        const char * k_src = h.k + (size_t) slot * node.k.row_bytes;
-        if (!node.k.tiled) {
-            block_to_f32(node.k, k_src, n, k, dkp);
-        } else if (node.k.type == GGML_TYPE_F16) {
-            tiles_to_f32<row_f16>((const uint16_t *) k_src, round_up(n, 16) * dk, k);
-        } else {
-            tiles_to_f32<row_bf16>((const uint16_t *) k_src, round_up(n, 16) * dk, k);
-        }
+        keys_to_f32(node.k, h, slot, n, dkp, k);
         bool have_v = false;
 
         for (int32_t g = 0; g < unit.n_group; g++) {
@@ -1002,44 +1050,10 @@ void prefill(const cpu_job & job, const cpu_unit & unit, float * scratch) {
                     vstore(s + i, vload(s + i) + vload(mask + i) * f);
                 }
             }
-            bool any = false;
-            for (int32_t c = 0; c < lanes; c += VL) {
-                vf top = vload(s + c), odd = top;
-                int32_t t = 1;
-                for (; t + 1 < n; t += 2) {
-                    top = vmax(top, vload(s + t * lanes + c));
-                    odd = vmax(odd, vload(s + (t + 1) * lanes + c));
-                }
-                top = vmax(top, odd);
-                if (t < n) {
-                    top = vmax(top, vload(s + t * lanes + c));
-                }
-                const vf old = vload(mg + c);
-                if (any_greater(top, old + rescale_at)) {
-                    const vf m = vmax(old, top), f = vexp2(old - m);
-                    vstore(mg + c, m);
-                    vstore(zg + c, vload(zg + c) * f);
-                    for (int i = 0; i < VL; i++) {
-                        if (f[i] != 1.0f) {
-                            float * row = og + (size_t) (c + i) * dvp;
-                            for (int32_t d = 0; d < dvp; d += VL) {
-                                vstore(row + d, vload(row + d) * f[i]);
-                            }
-                        }
-                    }
-                }
-                any |= any_greater(top, vload(mg + c) + negligible);
-            }
-            if (!any) {
+            if (!follow_maximum(s, n, lanes, mg, zg, og, dvp)) {
                 continue;
             }
-            int32_t c = 0;
-            for (; c + chains * VL <= lanes; c += chains * VL) {
-                exponentials<chains>(s + c, n, lanes, mg + c, zg + c);
-            }
-            for (; c < lanes; c += VL) {
-                exponentials<1>(s + c, n, lanes, mg + c, zg + c);
-            }
+            block_exponentials(s, n, lanes, mg, zg);
             if (keep) {
                 __builtin_memcpy(s_max, mg, (size_t) lanes * 4);
             }

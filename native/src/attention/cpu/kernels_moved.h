@@ -110,61 +110,6 @@ void moved_mask(const moved_job & job, float * s, int32_t lanes, const int32_t *
     }
 }
 
-// the running maximum, and with it sum and outputs, follow the scores; false: all weights of the block are negligible
-inline bool follow_maximum(const float * s, int32_t n, int32_t lanes, float * max, float * sum, float * o, int32_t dvp) {
-    bool any = false;
-    for (int32_t c = 0; c < lanes; c += VL) {
-        vf top = vload(s + c), odd = top;
-        int32_t t = 1;
-        for (; t + 1 < n; t += 2) {
-            top = vmax(top, vload(s + t * lanes + c));
-            odd = vmax(odd, vload(s + (t + 1) * lanes + c));
-        }
-        top = vmax(top, odd);
-        if (t < n) {
-            top = vmax(top, vload(s + t * lanes + c));
-        }
-        const vf old = vload(max + c);
-        if (any_greater(top, old + rescale_at)) {
-            const vf m = vmax(old, top), f = vexp2(old - m);
-            vstore(max + c, m);
-            vstore(sum + c, vload(sum + c) * f);
-            for (int i = 0; o && i < VL; i++) {
-                if (f[i] != 1.0f) {
-                    float * row = o + (size_t) (c + i) * dvp;
-                    for (int32_t d = 0; d < dvp; d += VL) {
-                        vstore(row + d, vload(row + d) * f[i]);
-                    }
-                }
-            }
-        }
-        any |= any_greater(top, vload(max + c) + negligible);
-    }
-    return any;
-}
-
-inline void block_exponentials(float * s, int32_t n, int32_t lanes, const float * max, float * sum) {
-    int32_t c = 0;
-    for (; c + chains * VL <= lanes; c += chains * VL) {
-        exponentials<chains>(s + c, n, lanes, max + c, sum + c);
-    }
-    for (; c < lanes; c += VL) {
-        exponentials<1>(s + c, n, lanes, max + c, sum + c);
-    }
-}
-
-// keys of n slots from slot on, a multiple of 16 where they are tiled, to floats; where they are not [n][dkp]
-inline void moved_keys(const moved_job & job, const head_store & h, int32_t slot, int32_t n, float * k) {
-    const char * src = h.k + (size_t) slot * job.k.row_bytes;
-    if (!job.k.tiled) {
-        block_to_f32(job.k, src, n, k, job.dkp);
-    } else if (job.k.type == GGML_TYPE_F16) {
-        tiles_to_f32<row_f16>((const uint16_t *) src, round_up(n, 16) * job.k.dim, k);
-    } else {
-        tiles_to_f32<row_bf16>((const uint16_t *) src, round_up(n, 16) * job.k.dim, k);
-    }
-}
-
 inline void moved_scores(const moved_job & job, const float * k, const float * q, int32_t n, int32_t lanes, float * s) {
     const int32_t dk = job.k.dim;
     if (job.k.tiled) {
@@ -204,7 +149,7 @@ void moved_own(const moved_job & job, const moved_unit & u, const head_store & h
             if (!any) {
                 continue;
             }
-            moved_keys(job, h, slot, count, k + (size_t) n * (job.k.tiled ? job.k.dim : job.dkp));
+            keys_to_f32(job.k, h, slot, count, job.dkp, k + (size_t) n * (job.k.tiled ? job.k.dim : job.dkp));
             if (u.outputs && !job.v.part) {
                 block_to_f32(job.v, h.v + (size_t) slot * job.v.row_bytes, count, v + (size_t) n * job.dvp, job.dvp);
             }
@@ -293,7 +238,7 @@ void moved(const moved_job & job, const moved_unit & u, float * scratch) {
         float * s_max = scratch + l.s_max + (size_t) block * job.n_group * lanes;
         const int view = moved_view(job, h.pos + slot, n, at.first, at.last);
         if (view != hidden) {
-            moved_keys(job, h, slot, n, k);
+            keys_to_f32(job.k, h, slot, n, job.dkp, k);
         }
         bool have_v = false;
         for (int32_t g = 0; g < u.n_group; g++, s_max += lanes) {

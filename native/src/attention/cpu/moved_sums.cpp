@@ -1,5 +1,6 @@
 #include "moved_sums.h"
 
+#include "../alibi.h"
 #include "kernels.h"
 
 #include <algorithm>
@@ -95,12 +96,6 @@ void plan(const moved_sums_node & node, moved_job & job, std::vector<moved_unit>
 
 } // namespace
 
-float alibi_slope_of(float max_bias, int32_t head, int32_t n_head) {
-    const int32_t n = 1 << (int32_t) std::floor(std::log2((float) n_head));
-    return head < n ? std::pow(std::pow(2.0f, -max_bias / (float) n), (float) (head + 1))
-                    : std::pow(std::pow(2.0f, -(max_bias / 2.0f) / (float) n), (float) (2 * (head - n) + 1));
-}
-
 void moved_sums(const moved_sums_node & node, int n_threads) {
     const rotation & r = *node.turned;
     moved_job job{};
@@ -140,7 +135,7 @@ void moved_sums(const moved_sums_node & node, int n_threads) {
     job.turns = turns.data();
     if (node.max_bias > 0) {
         for (int32_t h = 0; h < node.n_head; h++) {
-            slopes.push_back(alibi_slope_of(node.max_bias, h, node.n_head));
+            slopes.push_back(alibi_slope(node.max_bias, h, node.n_head));
         }
         job.slopes = slopes.data();
     }

@@ -55,7 +55,4 @@ struct moved_losses_node {
 // adds to the scores of the heads' slots sum_g weights[g] squares[g][slot] |v - output[g]|^2
 void moved_losses(const moved_losses_node & node, int n_threads);
 
-// ALiBi's slope of a query head, as FLASH_ATTN_EXT computes it
-float alibi_slope_of(float max_bias, int32_t head, int32_t n_head);
-
 } // namespace kvasir

@@ -1,5 +1,7 @@
 #include "portable_attention.h"
 
+#include "../alibi.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -25,13 +27,6 @@ constexpr int32_t ROWS_MULTIPLE = 256;
 int32_t padded_rows(int32_t n, int32_t mask_n_kv) {
     const int32_t rows = (std::max(n, 1) + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
     return mask_n_kv > 0 ? std::max(n, std::min(rows, mask_n_kv)) : rows;
-}
-
-// ALiBi's slope of a query head, as FLASH_ATTN_EXT computes it.
-float alibi_slope(float max_bias, int32_t head, int32_t n_head) {
-    const int32_t n = 1 << (int32_t) std::floor(std::log2((float) n_head));
-    return head < n ? std::pow(std::pow(2.0f, -max_bias / (float) n), (float) (head + 1))
-                    : std::pow(std::pow(2.0f, -(max_bias / 2.0f) / (float) n), (float) (2 * (head - n) + 1));
 }
 
 // A node over all heads counts them as llama.cpp's does. One over some of them would count these from 0: ALiBi's slopes are in

@@ -2,6 +2,7 @@
 
 #include "../../error.h"
 #include "../../store/rows.h"
+#include "../alibi.h"
 
 #include <algorithm>
 #include <atomic>
@@ -100,7 +101,7 @@ float portable_moved::logit(const float * q, const float * k, int32_t h, int32_t
     }
     x *= node_.scale;
     x = node_.softcap != 0 ? node_.softcap * std::tanh(x / node_.softcap) : x;
-    return node_.max_bias > 0 ? x - alibi_slope_of(node_.max_bias, h, node_.n_head) * (float) distance : x;
+    return node_.max_bias > 0 ? x - alibi_slope(node_.max_bias, h, node_.n_head) * (float) distance : x;
 }
 
 // the rows of slots that a block's copy may have: those of the tokens that are summed up, mostly the last ones
@@ -194,7 +195,7 @@ ggml_tensor * portable_moved::mask(int32_t kv_head, int32_t first, int32_t n) {
                 row[columns - MORE_COLUMNS] = 0;
                 device_rows::for_each_row(rows_.order(kv_head), head.n, [&](int32_t s, int32_t r) { row[r] = head.pos[s] < node_.end && (!each || sees(at(q), head.pos[s])) ? 0 : MASKED; });
             } else {
-                const float slope = alibi_slope_of(node_.max_bias, kv_head * group_ + g, node_.n_head);
+                const float slope = alibi_slope(node_.max_bias, kv_head * group_ + g, node_.n_head);
                 float *     row   = (float *) host + at_row;
                 std::fill(row, row + columns, -INFINITY);
                 row[columns - MORE_COLUMNS] = 0;

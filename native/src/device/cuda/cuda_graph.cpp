@@ -4,6 +4,7 @@
 #include "../../store/cuda_moved.h"
 #include "../kv_buffer.h"
 #include "../mask.h"
+#include "../rope.h"
 
 #include <algorithm>
 #include <cmath>
@@ -57,14 +58,6 @@ template <typename P> void set_appended(P & p, const ggml_tensor * k, const ggml
 ggml_tensor * rope_behind(const ggml_tensor * t) {
     const ggml_tensor * root = t ? root_of(t) : nullptr;
     return root && root->op == GGML_OP_ROPE ? const_cast<ggml_tensor *>(root) : nullptr;
-}
-
-int32_t rope_number(const ggml_tensor * rope, int i) { return rope->op_params[i]; }
-
-float rope_float(const ggml_tensor * rope, int i) {
-    float x;
-    memcpy(&x, &rope->op_params[i], sizeof x);
-    return x;
 }
 
 bool turns_halves(const ggml_tensor * rope) { return rope_number(rope, 2) == GGML_ROPE_TYPE_NEOX; }

@@ -1087,64 +1087,6 @@ public class NativeApi extends NativeApi$shared {
         }
     }
 
-    private static class ggml_row_size {
-        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            NativeApi.C_LONG,
-            NativeApi.C_INT,
-            NativeApi.C_LONG
-        );
-
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_row_size");
-
-        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
-    }
-
-    /**
-     * Function descriptor for:
-     * {@snippet lang=c :
-     * extern size_t ggml_row_size(enum ggml_type type, int64_t ne)
-     * }
-     */
-    public static FunctionDescriptor ggml_row_size$descriptor() {
-        return ggml_row_size.DESC;
-    }
-
-    /**
-     * Downcall method handle for:
-     * {@snippet lang=c :
-     * extern size_t ggml_row_size(enum ggml_type type, int64_t ne)
-     * }
-     */
-    public static MethodHandle ggml_row_size$handle() {
-        return ggml_row_size.HANDLE;
-    }
-
-    /**
-     * Address for:
-     * {@snippet lang=c :
-     * extern size_t ggml_row_size(enum ggml_type type, int64_t ne)
-     * }
-     */
-    public static MemorySegment ggml_row_size$address() {
-        return ggml_row_size.ADDR;
-    }
-
-    /**
-     * {@snippet lang=c :
-     * extern size_t ggml_row_size(enum ggml_type type, int64_t ne)
-     * }
-     */
-    public static long ggml_row_size(int type, long ne) {
-        var mh$ = ggml_row_size.HANDLE;
-        try {
-            return (long)mh$.invokeExact(type, ne);
-        } catch (Error | RuntimeException ex) {
-           throw ex;
-        } catch (Throwable ex$) {
-           throw new AssertionError("should not reach here", ex$);
-        }
-    }
-
     private static class ggml_type_name {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             NativeApi.C_POINTER,
